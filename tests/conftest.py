@@ -1,0 +1,16 @@
+"""Shared test set-up: every test gets the marker of the folder (tier) it lives in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+TIERS = {"unit": "unit", "ray_tier": "ray", "e2e": "e2e", "gpu": "gpu"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    root = Path(__file__).parent
+    for item in items:
+        tier = item.path.relative_to(root).parts[0]
+        item.add_marker(getattr(pytest.mark, TIERS[tier]))

@@ -1,0 +1,261 @@
+"""Answers what a run is made of: every setting with its type, range and its one default.
+
+Does not read files (`config_io` does) and does not check the cluster or the data.
+A YAML key, a `--set a.b=c` and a search-space parameter are the same dotted name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Strict(BaseModel):
+    """Base of all settings: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Resources(Strict):
+    """What one Ray process reserves. These are Ray's logical resources, not limits on use."""
+
+    num_cpus: NonNegative = 1.0
+    num_gpus: NonNegative = 0.0
+    custom: dict[str, float] = Field(default_factory=dict)
+
+    def as_ray(self) -> dict[str, float]:
+        """Returns the resources under Ray's own names, zero entries left out."""
+        named = {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.custom}
+        return {key: value for key, value in named.items() if value > 0}
+
+
+class DataConfig(Strict):
+    """Where the shards are and how they are read."""
+
+    dir: str = Field(description="folder with dataset.json, written by `krd shards`")
+    image_size: Count | None = Field(None, description="side to decode to; null: as dataset.json says")
+    cache: Literal["auto", "memory", "stream"] = Field(
+        "auto", description="memory: decode once into Ray's object store; stream: read shards every epoch"
+    )
+    cache_limit_frac: Fraction = Field(0.3, description="auto: memory up to this share of the object store")
+    shuffle_rows: Count = Field(65_536, description="rows of the shuffle window on top of the chunk shuffle")
+    verify: Literal["auto", "fast", "full"] = Field(
+        "auto", description="full: checksum each shard; fast: sizes and footers; auto: full below 1 GiB"
+    )
+
+
+class ViewsConfig(Strict):
+    """How an image becomes a training view; teacher and students see the same pixels."""
+
+    recipe: Literal["auto", "none", "pad_crop", "random_resized_crop"] = "auto"
+    side: Count | None = Field(None, description="side of the view in pixels; null: the image's own")
+    pad: Annotated[int, Field(ge=0)] | None = Field(None, description="pad_crop: pixels; null: side / 8")
+    flip: bool = True
+    scale: tuple[Fraction, Fraction] = (0.2, 1.0)
+    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    brightness: NonNegative = 0.0
+    contrast: NonNegative = 0.0
+    saturation: NonNegative = 0.0
+    seed: int | None = Field(None, description="null: the run's seed")
+    cycle: Count | None = Field(
+        None, description="number of different views per image; null: a new one each epoch"
+    )
+
+
+class TeacherConfig(Strict):
+    """The served teacher: its weights, its processes, its memory."""
+
+    weights: str = Field(description="*.safetensors, or a state_dict file (*.pt, *.pth)")
+    model: str | None = Field(None, description="model name; null: as the safetensors file says")
+    replicas: Count = 1
+    resources: Resources = Resources()
+    micro_batch: Count = Field(
+        64, description="rows of one forward; always this many, so shapes never change"
+    )
+    queue_rows: Count = Field(
+        8192, description="rows that may wait for a forward before requests are held back"
+    )
+    memory_bytes: Count = Field(1 << 30, description="target store in memory, per replica")
+    disk_bytes: Annotated[int, Field(ge=0)] = Field(8 << 30, description="target store on disk, per replica")
+    spill_dir: str | None = Field(None, description="null: the node's temporary folder")
+    timeout_s: Positive = Field(
+        300.0, description="a student waits this long for an answer, restarts included"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPU, fp32 on CPU")
+    num_threads: Count | None = Field(None, description="CPU threads; null: num_cpus rounded up")
+    min_accuracy: Fraction | None = Field(
+        None, description="self-test on training images; null: twice the accuracy of guessing"
+    )
+
+
+class ClassificationConfig(Strict):
+    """The loss against the labels."""
+
+    name: Literal["cross_entropy", "balanced_softmax"] = "cross_entropy"
+    weight: NonNegative = 1.0
+
+
+class RrdConfig(Strict):
+    """Representation-rectified distillation; weight is alpha in design.md section 4."""
+
+    weight: NonNegative = 0.0
+    target: Literal["teacher", "balanced", "class_mean", "prior", "mix"] = "balanced"
+    gate: Literal["full", "constant", "by_count"] = "full"
+    gate_strength: Fraction = 1.0
+
+
+class LrdConfig(Strict):
+    """Logit-rectified distillation; weight is beta in design.md section 4."""
+
+    weight: NonNegative = 0.0
+    temperature: Positive = 2.0
+    tau_prior: NonNegative = 1.0
+    exchange: bool = True
+
+
+class KdConfig(Strict):
+    """Plain distillation of the teacher's logits as they are (Hinton et al. 2015)."""
+
+    weight: NonNegative = 0.0
+    temperature: Positive = 4.0
+
+
+class LossConfig(Strict):
+    """The objective: a classification loss plus weighted distillation terms; weight 0 turns a term off."""
+
+    classification: ClassificationConfig = ClassificationConfig()
+    kd: KdConfig = KdConfig()
+    rrd: RrdConfig = RrdConfig()
+    lrd: LrdConfig = LrdConfig()
+
+    @model_validator(mode="after")
+    def _one_form_of_logits(self) -> LossConfig:
+        if self.kd.weight > 0 and self.lrd.weight > 0:
+            raise ValueError(
+                "kd and lrd ask for the teacher's logits in two forms; set kd.weight or lrd.weight to 0"
+            )
+        return self
+
+    @property
+    def needs_teacher(self) -> bool:
+        """True when any term needs soft targets."""
+        return max(self.kd.weight, self.rrd.weight, self.lrd.weight) > 0
+
+    def label(self) -> str:
+        """Returns a short name for tables, for instance `balanced_softmax+rrd+lrd`."""
+        terms = [name for name in ("kd", "rrd", "lrd") if getattr(self, name).weight > 0]
+        return "+".join([self.classification.name, *terms])
+
+
+class TrainConfig(Strict):
+    """The loop: the same for a teacher, a baseline and a student."""
+
+    epochs: Count = 100
+    batch_size: Count = Field(128, description="per worker")
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 0.1
+    momentum: Fraction = 0.9
+    nesterov: bool = True
+    weight_decay: NonNegative = 5e-4
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    milestones: tuple[int, ...] = Field((), description="step: epochs after which lr is multiplied by gamma")
+    gamma: Positive = 0.1
+    warmup_epochs: NonNegative = 0.0
+    clip_norm: Positive | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 on GPU, fp32 on CPU"
+    )
+    channels_last: bool | None = Field(None, description="null: on GPU only")
+    in_flight: Count = Field(3, description="target requests in flight per worker")
+    max_failures: Annotated[int, Field(ge=0)] = Field(
+        3, description="worker restarts before the student fails"
+    )
+    val_every_epochs: Count = 1
+    progress_every_s: Positive = 1.0
+    num_threads: Count | None = Field(None, description="CPU threads; null: num_cpus rounded up")
+
+
+class StudentConfig(Strict):
+    """One student; `loss` and `train` hold only what differs from the run's."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    model: str
+    workers: Count = 1
+    resources: Resources = Resources()
+    seed: int | None = Field(None, description="null: the run's seed")
+    loss: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
+
+
+class RayConfig(Strict):
+    """How the driver meets a cluster."""
+
+    address: str | None = Field(
+        None, description="null: start Ray on this machine; `auto` or host:port: join one"
+    )
+    num_cpus: Positive | None = Field(
+        None, description="logical CPUs of a cluster started here; null: its cores"
+    )
+    object_store_bytes: Count | None = None
+
+
+def _no_null_list(value: Any) -> Any:
+    return [] if value is None else value
+
+
+class RunConfig(Strict):
+    """One run: shards, an optional teacher, students that train together."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    seed: int = 0
+    run_dir: str | None = Field(None, description="null: runs/<name>-<time>")
+    data: DataConfig
+    views: ViewsConfig = ViewsConfig()
+    teacher: TeacherConfig | None = None
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    students: Annotated[list[StudentConfig], BeforeValidator(_no_null_list), Field(min_length=1)]
+    ray: RayConfig = RayConfig()
+    evaluate: bool = Field(True, description="read the test split once at the end of the run")
+
+    @model_validator(mode="after")
+    def _students_fit_together(self) -> RunConfig:
+        names = [student.name for student in self.students]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise ValueError(f"students must have different names; {', '.join(doubled)} stands twice")
+        if self.teacher is not None and "teacher" in names:
+            raise ValueError("a student may not be called `teacher` in a run that has one")
+        return self
+
+    def loss_of(self, student: StudentConfig) -> LossConfig:
+        """Returns the run's loss with the student's own settings over it."""
+        return LossConfig.model_validate(merge(self.loss.model_dump(), student.loss))
+
+    def train_of(self, student: StudentConfig) -> TrainConfig:
+        """Returns the run's training settings with the student's own over them."""
+        return TrainConfig.model_validate(merge(self.train.model_dump(), student.train))
+
+    def seed_of(self, student: StudentConfig) -> int:
+        """Returns the student's seed, else the run's."""
+        return self.seed if student.seed is None else student.seed
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Returns `base` with `over` laid on top, mapping by mapping; inputs stay as they are.
+
+    Example:
+        >>> merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
+        {'a': {'b': 1, 'c': 3}}
+    """
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged

@@ -1,0 +1,160 @@
+"""Answers how a config file and `--set a.b=c` become a checked `RunConfig`, and how one is written back.
+
+Does not hold settings or defaults (`config` does).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from krd_ray.config import LossConfig, RunConfig, TrainConfig, merge
+from krd_ray.errors import ConfigError
+
+Location = tuple[int | str, ...]
+
+
+def load_config(path: Path, settings: Sequence[str] = ()) -> RunConfig:
+    """Reads a YAML file, lays `--set` settings over it and checks the result.
+
+    Args:
+        path: YAML file; read with the safe loader.
+        settings: `a.b=c` texts; c is read as YAML; list elements by index or by their `name`.
+    Returns:
+        The checked config.
+    Raises:
+        ConfigError: no such file, broken YAML, unknown key (with the nearest valid one), wrong type or range.
+    """
+    if not path.is_file():
+        raise ConfigError(f"config file {path} does not exist")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings, found {type(raw).__name__}")
+    for setting in settings:
+        apply_setting(raw, setting)
+    return parse_config(raw)
+
+
+def parse_config(raw: dict[str, Any]) -> RunConfig:
+    """Checks a mapping against the schema; all problems are reported at once, each by its dotted name."""
+    try:
+        config = RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, RunConfig, ())) from error
+    for index, student in enumerate(config.students):
+        for part, model in (("loss", LossConfig), ("train", TrainConfig)):
+            base = getattr(config, part).model_dump()
+            try:
+                model.model_validate(merge(base, getattr(student, part)))
+            except ValidationError as error:
+                raise ConfigError(_explain(error, model, ("students", index, part))) from error
+    return config
+
+
+def apply_setting(raw: dict[str, Any], setting: str) -> None:
+    """Sets one dotted name in `raw`, in place; missing mappings on the way are made.
+
+    Raises:
+        ConfigError: no `=`, or the way leads through something that is neither mapping nor list.
+
+    Example:
+        >>> raw = {"students": [{"name": "small", "model": "resnet8"}]}
+        >>> apply_setting(raw, "students.small.model=resnet20"); raw["students"][0]["model"]
+        'resnet20'
+    """
+    name, separator, text = setting.partition("=")
+    if not separator or not name:
+        raise ConfigError(f"--set {setting!r}: expected a.b=value, for instance --set train.epochs=10")
+    *way, last = name.split(".")
+    node: Any = raw
+    for key in way:
+        node = _step(node, key, name)
+    if isinstance(node, list):
+        node[_list_index(node, last, name)] = _parse_value(text, name)
+    elif isinstance(node, dict):
+        node[last] = _parse_value(text, name)
+    else:
+        raise ConfigError(f"--set {name}: the part before .{last} is not a mapping")
+
+
+def _parse_value(text: str, name: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {name}: {text!r} is not a YAML value") from error
+    # YAML 1.1 reads 1e-3 as text; people mean a number.
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        return float(value)
+    return value
+
+
+def _step(node: Any, key: str, name: str) -> Any:
+    if isinstance(node, list):
+        return node[_list_index(node, key, name)]
+    if not isinstance(node, dict):
+        raise ConfigError(f"--set {name}: the part before .{key} is not a mapping")
+    if node.get(key) is None:
+        node[key] = {}
+    return node[key]
+
+
+def _list_index(items: list[Any], key: str, name: str) -> int:
+    if key.isdigit() and int(key) < len(items):
+        return int(key)
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    if key in names:
+        return names.index(key)
+    known = ", ".join(str(item) for item in names if item) or f"0 to {len(items) - 1}"
+    raise ConfigError(f"--set {name}: there is no element {key!r}; there are: {known}")
+
+
+def dump_config(config: RunConfig) -> str:
+    """Returns the config as YAML that `load_config` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _explain(error: ValidationError, model: type[BaseModel], prefix: Location) -> str:
+    lines = [_explain_one(detail, model, prefix) for detail in error.errors()]
+    return "\n".join(lines)
+
+
+def _explain_one(detail: ErrorDetails, model: type[BaseModel], prefix: Location) -> str:
+    location = detail["loc"]
+    name = ".".join(str(part) for part in (*prefix, *location)) or "config"
+    if detail["type"] == "extra_forbidden":
+        valid = _fields_at(model, location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), valid, n=1, cutoff=0.4)
+        hint = f"did you mean `{near[0]}`?" if near else f"valid names here: {', '.join(valid)}"
+        return f"{name}: unknown setting; {hint}"
+    if detail["type"] == "missing":
+        return f"{name}: this setting is required"
+    text = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error":
+        return f"{name}: {text}"
+    return f"{name}: {text}, got {detail['input']!r}"
+
+
+def _fields_at(model: type[BaseModel], location: Location) -> list[str]:
+    """Names of the settings of the sub-model that `location` leads to."""
+    current = model
+    for part in location:
+        field = current.model_fields.get(str(part))
+        if field is not None:
+            current = next(iter(_models_in(field.annotation)), current)
+    return list(current.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models_in(inner)]

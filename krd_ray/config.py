@@ -83,7 +83,12 @@ class TeacherConfig(Strict):
     )
     memory_bytes: Count = Field(1 << 30, description="target store in memory, per replica")
     disk_bytes: Annotated[int, Field(ge=0)] = Field(8 << 30, description="target store on disk, per replica")
-    spill_dir: str | None = Field(None, description="null: the node's temporary folder")
+    spill_dir: str | None = Field(
+        None, description="folder of the target store; null: <run_dir>/teacher/store"
+    )
+    persist: bool = Field(
+        False, description="keep the store on disk, so that a restarted teacher starts warm"
+    )
     timeout_s: Positive = Field(
         300.0, description="a student waits this long for an answer, restarts included"
     )

@@ -1,0 +1,256 @@
+"""Answers what `krd VERB` does: it parses, calls one function and prints. No logic lives here.
+
+Nothing heavy is imported before a verb needs it, so that `krd --help` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from krd_ray.train.run import Outcome
+
+app = typer.Typer(
+    name="krd",
+    help="Distil one strong teacher into many small students on long-tailed images, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigPath = Annotated[Path, typer.Argument(help="YAML file with the run's settings")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="override one setting; may be repeated")
+]
+
+
+@app.command()
+def shards(
+    source: Annotated[str, typer.Argument(help="digits, cifar10, cifar100, folder, list or parquet")],
+    out: Annotated[Path, typer.Argument(help="folder to write Parquet shards and dataset.json to")],
+    path: Annotated[Path | None, typer.Option(help="the source's folder or Parquet file")] = None,
+    test_path: Annotated[Path | None, typer.Option(help="folder or Parquet file of the test images")] = None,
+    train_list: Annotated[Path | None, typer.Option(help="list: lines of `path label`")] = None,
+    test_list: Annotated[Path | None, typer.Option(help="list: lines of `path label`")] = None,
+    class_names: Annotated[Path | None, typer.Option(help="text file, one class name a line")] = None,
+    image_column: Annotated[str | None, typer.Option(help="parquet: column of image bytes")] = None,
+    label_column: Annotated[str | None, typer.Option(help="parquet: column of labels")] = None,
+    rank_column: Annotated[str | None, typer.Option(help="parquet: keep rows with rank < n_c")] = None,
+    download: Annotated[bool, typer.Option(help="cifar: let torchvision download it")] = False,
+    imbalance_ratio: Annotated[
+        float | None, typer.Option(help="head over tail; default: as the source is")
+    ] = None,
+    n_max: Annotated[int | None, typer.Option(help="images of the head class; default: all it has")] = None,
+    seed: Annotated[int, typer.Option(help="of the draw and the shuffle")] = 0,
+    class_order: Annotated[
+        str, typer.Option(help="index: class 0 is the head; count: the largest is")
+    ] = "index",
+    val_per_class: Annotated[int, typer.Option(help="validation images per class; 0: none")] = 10,
+    val_policy: Annotated[
+        str,
+        typer.Option(help="left_out by long-tailing, hold_out of train, or auto: the first, then the second"),
+    ] = "auto",
+    test_per_class: Annotated[
+        int, typer.Option(help="held out per class where the source has no test images")
+    ] = 30,
+    store: Annotated[
+        str, typer.Option(help="encoded: image bytes as they are; raw: decoded uint8")
+    ] = "encoded",
+    image_size: Annotated[int | None, typer.Option(help="side to decode and resize to")] = None,
+    rows_per_shard: Annotated[int, typer.Option(help="rows of a Parquet file, at most")] = 2048,
+    row_group_rows: Annotated[int, typer.Option(help="rows read at a time")] = 512,
+    on_bad_sample: Annotated[str, typer.Option(help="error, or skip and count")] = "error",
+    overwrite: Annotated[bool, typer.Option(help="replace shards made with other settings")] = False,
+) -> None:
+    """Write long-tailed Parquet shards from an image source."""
+    from krd_ray.data.shard_options import ShardOptions
+    from krd_ray.data.shards import write_shards
+    from krd_ray.data.sources import SourceSpec, open_source
+
+    spec = SourceSpec(
+        kind=source,
+        path=path,
+        test_path=test_path,
+        train_list=train_list,
+        test_list=test_list,
+        class_names=class_names,
+        image_column=image_column,
+        label_column=label_column,
+        rank_column=rank_column,
+        download=download,
+    )
+    options = ShardOptions(
+        imbalance_ratio=imbalance_ratio,
+        n_max=n_max,
+        seed=seed,
+        class_order=class_order,  # type: ignore[arg-type]
+        val_per_class=val_per_class,
+        val_policy=val_policy,  # type: ignore[arg-type]
+        store=store,  # type: ignore[arg-type]
+        image_size=image_size,
+        rows_per_shard=rows_per_shard,
+        row_group_rows=row_group_rows,
+        on_bad_sample=on_bad_sample,  # type: ignore[arg-type]
+        test_per_class=test_per_class,
+    )
+    manifest = write_shards(open_source(spec), out, options, overwrite=overwrite)
+    for name, split in manifest.splits.items():
+        typer.echo(f"{name}: {split.num_rows:,} images in {len(split.shards)} shard(s)")
+    typer.echo("classes per group: " + ", ".join(f"{g} {n}" for g, n in manifest.group_sizes().items()))
+    for warning in manifest.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(f"wrote {out / 'dataset.json'}")
+
+
+@app.command()
+def teacher(
+    config: ConfigPath,
+    settings: Settings = None,
+    weights: Annotated[Path | None, typer.Option(help="take these weights instead of training")] = None,
+    out: Annotated[Path, typer.Option(help="with --weights: file to write")] = Path(
+        "runs/teacher.safetensors"
+    ),
+) -> None:
+    """Train a teacher (a config with `teacher: null` and one student), or take weights as one."""
+    from krd_ray.config_io import load_config
+
+    loaded = load_config(config, settings or ())
+    if weights is not None:
+        from krd_ray.train.import_teacher import import_teacher
+
+        card = import_teacher(loaded, weights, out)
+        accuracy = "no val split" if card.val_balanced is None else f"{card.val_balanced:.1%} on val"
+        typer.echo(f"{card.model}: {accuracy}; wrote {out}")
+        return
+    from krd_ray.train.run import start_run
+
+    outcome = start_run(loaded)
+    _finish(outcome, evaluate=loaded.evaluate)
+    for student in loaded.students:
+        typer.echo(f"weights: {outcome.run.student(student.name).weights}")
+
+
+@app.command()
+def distill(
+    config: Annotated[Path | None, typer.Argument(help="YAML file with the run's settings")] = None,
+    settings: Settings = None,
+    resume: Annotated[Path | None, typer.Option(help="continue the unfinished students of this run")] = None,
+) -> None:
+    """Train several students at once from one served teacher."""
+    from krd_ray.config_io import load_config
+    from krd_ray.errors import ConfigError
+    from krd_ray.train.run import resume_run, start_run
+
+    if (config is None) == (resume is None):
+        raise ConfigError("give either a config file or --resume RUN_DIR")
+    if resume is not None:
+        if settings:
+            raise ConfigError("--resume repeats the run's own config.yaml; --set does not go with it")
+        outcome = resume_run(resume)
+        _finish(outcome, evaluate=load_config(outcome.run.config).evaluate)
+        return
+    assert config is not None
+    loaded = load_config(config, settings or ())
+    _finish(start_run(loaded), evaluate=loaded.evaluate)
+
+
+@app.command()
+def evaluate(
+    run_dir: Annotated[Path, typer.Argument(help="run directory")],
+    again: Annotated[bool, typer.Option(help="read the test split once more")] = False,
+) -> None:
+    """Evaluate teacher and students of a run on its balanced test split."""
+    from krd_ray.train.assess import evaluate_run
+
+    evaluate_run(run_dir, again=again)
+    _print_table(run_dir)
+
+
+@app.command()
+def report(run_dir: Annotated[Path, typer.Argument(help="run directory")]) -> None:
+    """Write the HTML report of a run, with its pictures and their data."""
+    from krd_ray.report.page import build_report
+
+    typer.echo(f"report: {build_report(run_dir)}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for shards, runs and report")] = Path("runs/demo"),
+) -> None:
+    """Run everything once on long-tailed digits: shards, teacher, six students, table, report."""
+    from krd_ray.demo import run_demo
+
+    outcome, page = run_demo(out, typer.echo)
+    _print_table(outcome.run.root)
+    typer.echo(f"report: {page}")
+    _fail_if_any(outcome)
+
+
+@app.command()
+def models(
+    num_classes: Annotated[int, typer.Option(help="C")] = 100,
+    image_size: Annotated[int, typer.Option(help="side in pixels")] = 32,
+    torchvision: Annotated[bool, typer.Option(help="torchvision's classifiers too (names only)")] = False,
+) -> None:
+    """List the models by name with their parameters and FLOPs (2 per multiply-add)."""
+    from krd_ray.models.registry import describe_model, list_models
+
+    for name in list_models(include_torchvision=torchvision):
+        if name.startswith("torchvision:"):
+            typer.echo(name)
+            continue
+        info = describe_model(name, num_classes=num_classes, image_size=image_size)
+        typer.echo(
+            f"{name:<16} {info.num_params / 1e6:8.3f} M parameters {info.num_flops / 1e6:10.1f} MFLOPs"
+        )
+
+
+def _finish(outcome: Outcome, *, evaluate: bool) -> None:
+    """Evaluates, reports and prints; the exit code says whether every student finished."""
+    from krd_ray.report.page import build_report
+    from krd_ray.train.assess import evaluate_run
+
+    root = outcome.run.root
+    if evaluate and len(outcome.failed) < len(outcome.results):
+        evaluate_run(root, again=outcome.run.evaluation.is_file())
+    _print_table(root)
+    typer.echo(f"report: {build_report(root)}")
+    _fail_if_any(outcome)
+
+
+def _fail_if_any(outcome: Outcome) -> None:
+    from krd_ray.errors import RunError
+
+    if outcome.failed:
+        reasons = "\n".join(f"  {result['student']}: {result['error']}" for result in outcome.failed)
+        raise RunError(
+            f"{len(outcome.failed)} of {len(outcome.results)} students did not finish:\n{reasons}\n"
+            f"mend the cause, then `krd distill --resume {outcome.run.root}`"
+        )
+
+
+def _print_table(run_dir: Path) -> None:
+    from krd_ray.report.terminal import print_headline
+
+    print_headline(run_dir)
+
+
+def main() -> None:
+    """Entry point of `krd`: errors that are meant for people are printed without a traceback."""
+    from krd_ray.errors import KrdError
+
+    try:
+        app()
+    except KrdError as error:
+        typer.echo(f"error: {error.message}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

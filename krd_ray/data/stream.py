@@ -1,0 +1,250 @@
+"""Answers how shards become batches: Ray Data reads and decodes, this file shuffles and cuts.
+
+Does not write shards and knows neither teacher nor student. With cached blocks or read afresh each epoch, the
+batches are the same to the bit.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from krd_ray.data.images import decode_image
+from krd_ray.data.manifest import Manifest
+from krd_ray.data.plan import EpochPlan, IntArray, Piece, eval_plan, shuffle_window, train_plan
+from krd_ray.errors import DataError
+
+READ_CPUS = 0.25
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one step: sample_id int64 [B], label int64 [B], image uint8 [B, side, side, 3] (RGB)."""
+
+    sample_ids: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    images_BHWC: npt.NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """One split of a dataset as a worker sees it; `blocks` are its decoded chunks in the object store."""
+
+    root: str
+    files: tuple[str, ...]
+    file_groups: tuple[int, ...]
+    chunk_rows: tuple[int, ...]
+    side: int
+    encoded: bool
+    blocks: tuple[Any, ...] | None = None
+
+    @classmethod
+    def open(cls, root: Path, manifest: Manifest, split: str, *, side: int | None = None) -> ShardSet:
+        """Describes a split by its manifest; nothing is read.
+
+        Raises:
+            DataError: the split is not in the manifest, or raw shards are asked for at another size.
+        """
+        if split not in manifest.splits:
+            raise DataError(f"{root}: there is no {split!r} split, only {', '.join(manifest.splits)}")
+        encoded = manifest.image.store == "encoded"
+        if not encoded and side not in (None, manifest.image.height):
+            raise DataError(
+                f"data.image_size is {side}, but the raw shards in {root} hold {manifest.image.height} px images; "
+                "write them again with another --image-size, or as --store encoded"
+            )
+        chosen = side or manifest.image.height
+        if chosen is None:
+            raise DataError(f"{root}: encoded images of any size; set data.image_size, the side to decode to")
+        shards = manifest.splits[split].shards
+        return cls(
+            root=str(root),
+            files=tuple(shard.file for shard in shards for _ in shard.row_groups),
+            file_groups=tuple(group for shard in shards for group in range(len(shard.row_groups))),
+            chunk_rows=tuple(rows for shard in shards for rows in shard.row_groups),
+            side=chosen,
+            encoded=encoded,
+        )
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.chunk_rows)
+
+    @property
+    def decoded_bytes(self) -> int:
+        return self.num_rows * (self.side * self.side * 3 + 12)
+
+
+def cache_blocks(shards: ShardSet) -> ShardSet:
+    """Reads and decodes the split once into the object store, by Ray Data; the caller keeps only references."""
+    pieces = [Piece(chunk, 0, rows) for chunk, rows in enumerate(shards.chunk_rows)]
+    blocks = tuple(_dataset(shards, pieces).materialize().to_arrow_refs())
+    if len(blocks) != len(pieces):
+        raise DataError(f"{shards.root}: Ray Data made {len(blocks)} blocks of {len(pieces)} row groups")
+    return ShardSet(**{**shards.__dict__, "blocks": blocks})
+
+
+def train_batches(
+    shards: ShardSet, plan: EpochPlan, *, batch_size: int, seed: int, epoch: int, rank: int, window_rows: int
+) -> Iterator[Batch]:
+    """Yields the plan's rows in shuffled batches: chunks in plan order, rows shuffled inside a sliding window.
+
+    Args:
+        shards: the split.
+        plan: this rank's share, from `train_plan`.
+        batch_size: rows of a batch; the last one may be smaller.
+        seed, epoch, rank: name the shuffle.
+        window_rows: rows shuffled together; at least the rank's rows gives a full shuffle.
+    Returns:
+        Batches that together hold each row of the plan exactly once.
+    """
+    held: list[Batch] = []
+    held_rows, window, left = 0, 0, plan.num_rows
+    for block in _blocks(shards, plan.pieces):
+        held.append(block)
+        held_rows += len(block)
+        left -= len(block)
+        if held_rows >= window_rows or left == 0:
+            rows = _join(held)
+            order = shuffle_window(held_rows, seed=seed, epoch=epoch, rank=rank, window=window)
+            keep = held_rows % batch_size if left else 0
+            yield from _cut_batches(rows, order[: held_rows - keep], batch_size)
+            held = [_take(rows, order[held_rows - keep :])] if keep else []
+            held_rows, window = keep, window + 1
+
+
+def eval_batches(shards: ShardSet, *, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+    """Yields this rank's part of the split in file order, each row once."""
+    for block in _blocks(shards, eval_plan(shards.chunk_rows, rank=rank, world=world).pieces):
+        yield from _cut_batches(block, np.arange(len(block)), batch_size)
+
+
+def plan_epoch(shards: ShardSet, *, seed: int, epoch: int, rank: int, world: int) -> EpochPlan:
+    """Returns this rank's share of a training epoch."""
+    return train_plan(shards.chunk_rows, seed=seed, epoch=epoch, rank=rank, world=world)
+
+
+def sample_ids_of(shards: ShardSet) -> npt.NDArray[np.int64]:
+    """Returns the sample ids of the split in file order, int64 [N]; reads that one column only."""
+    files = list(dict.fromkeys(shards.files))
+    tables = [pq.read_table(Path(shards.root) / file, columns=["sample_id"]) for file in files]
+    return pa.concat_tables(tables)["sample_id"].to_numpy().astype(np.int64)
+
+
+def _cut_batches(rows: Batch, order: IntArray, batch_size: int) -> Iterator[Batch]:
+    for start in range(0, len(order), batch_size):
+        yield _take(rows, order[start : start + batch_size])
+
+
+def _take(rows: Batch, index: IntArray) -> Batch:
+    return Batch(rows.sample_ids[index], rows.labels[index], rows.images_BHWC[index])
+
+
+def _join(parts: Sequence[Batch]) -> Batch:
+    if len(parts) == 1:
+        return parts[0]
+    return Batch(
+        np.concatenate([part.sample_ids for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.images_BHWC for part in parts]),
+    )
+
+
+def _blocks(shards: ShardSet, pieces: Sequence[Piece]) -> Iterator[Batch]:
+    """The pieces as arrays, from the object store where they are cached, else read by Ray Data."""
+    if shards.blocks is None:
+        tables: Iterable[pa.Table] = _dataset(shards, pieces).iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=2
+        )
+    else:
+        tables = (ray.get(shards.blocks[p.chunk]).slice(p.start, p.num_rows) for p in pieces)
+    for table in tables:
+        yield _as_arrays(table, shards.side)
+
+
+def _as_arrays(table: pa.Table, side: int) -> Batch:
+    """Views of the table's memory where it is one chunk; nothing is copied but labels."""
+    column = table["image"].combine_chunks()
+    image = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+    row_bytes = side * side * 3
+    flat = np.frombuffer(image.buffers()[1], dtype=np.uint8)
+    flat = flat[image.offset * row_bytes : (image.offset + len(image)) * row_bytes]
+    return Batch(
+        table["sample_id"].to_numpy(),
+        table["label"].to_numpy().astype(np.int64),
+        flat.reshape(len(image), side, side, 3),
+    )
+
+
+class _Chunks(Datasource):
+    """Row groups as a Ray Data source: one read task and one block per piece, in the given order."""
+
+    def __init__(self, shards: ShardSet, pieces: Sequence[Piece]) -> None:
+        super().__init__()
+        self._shards, self._pieces = shards, pieces
+
+    def estimate_inmemory_data_size(self) -> int:
+        return self._shards.decoded_bytes
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        del parallelism, per_task_row_limit, data_context  # one task per piece keeps the order known
+        row_bytes = self._shards.side**2 * 3 + 12
+        return [
+            ReadTask(
+                functools.partial(_read_piece, self._shards, piece),
+                BlockMetadata(piece.num_rows, piece.num_rows * row_bytes, None, None),
+            )
+            for piece in self._pieces
+        ]
+
+
+def _dataset(shards: ShardSet, pieces: Sequence[Piece]) -> ray.data.Dataset:
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    return ray.data.read_datasource(
+        _Chunks(shards, pieces), override_num_blocks=len(pieces), num_cpus=READ_CPUS
+    )
+
+
+def _read_piece(shards: ShardSet, piece: Piece) -> list[pa.Table]:
+    """Reads one row group, decodes it if need be and cuts the rows out; runs in a Ray task."""
+    file = shards.files[piece.chunk]
+    where = f"{Path(shards.root) / file}, row group {shards.file_groups[piece.chunk]}"
+    try:
+        with pq.ParquetFile(Path(shards.root) / file) as parquet:
+            table = parquet.read_row_group(
+                shards.file_groups[piece.chunk], columns=["sample_id", "label", "image"]
+            )
+    except (OSError, pa.ArrowInvalid, KeyError) as error:
+        raise DataError(
+            f"{where}: cannot be read ({error}); write the shards again with `krd shards`"
+        ) from error
+    table = table.slice(piece.start, piece.num_rows)
+    return [_decode(table, shards.side, where) if shards.encoded else table.combine_chunks()]
+
+
+def _decode(table: pa.Table, side: int, where: str) -> pa.Table:
+    ids = table["sample_id"].to_pylist()
+    images = [
+        decode_image(data, side, where=f"{where}, sample {ids[row]}").tobytes()
+        for row, data in enumerate(table["image"].to_pylist())
+    ]
+    column = pa.array(images, type=pa.binary(side * side * 3))
+    return table.set_column(table.schema.get_field_index("image"), "image", column)

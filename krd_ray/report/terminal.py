@@ -1,0 +1,75 @@
+"""Answers what the end of a run prints: the report's headline table, in a terminal.
+
+Does not compute: `tables` does.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from krd_ray.report.read_run import read_run
+from krd_ray.report.tables import headline_rows
+
+COLUMNS = {
+    "top1": "top-1",
+    "many": "many",
+    "medium": "medium",
+    "few": "few",
+    "balanced": "balanced",
+    "ece": "ECE",
+    "agreement": "agrees",
+}
+WIDTH_WHEN_PIPED = 140
+
+
+def print_headline(run_dir: Path) -> None:
+    """Prints one row a model, then forwards per unique view and the sharing figures where there is a teacher."""
+    run = read_run(run_dir)
+    piped = not sys.stdout.isatty()
+    console = Console(file=sys.stdout, width=WIDTH_WHEN_PIPED if piped else None, highlight=False)
+    table = Table(
+        "model", "net", "loss", "params", *COLUMNS.values(), "images/s", "waiting", "state", box=SIMPLE
+    )
+    for row in headline_rows(run):
+        table.add_row(
+            row["name"],
+            row["model"] or "-",
+            row["loss_name"] or "-",
+            _number(row["num_params"]),
+            *(_percent(row[key]) for key in COLUMNS),
+            _number(row["images_per_s"]),
+            _percent(row["wait_frac"]),
+            row["status"],
+        )
+    console.print(table)
+    split = run.evaluation["split"] if run.evaluation else None
+    console.print(f"accuracy on the {split} split, one seed" if split else "not evaluated on a test split")
+    if run.ledger and run.ledger["teacher"]:
+        console.print(_ledger_line(run.ledger))
+
+
+def _ledger_line(ledger: dict[str, Any]) -> str:
+    driver = ledger["driver_bytes"]
+    gain = ""
+    if ledger["A"] is not None:
+        gain = f"; A {ledger['A']:.2f} of at most A* {ledger['A_star']:.2f}, eta {ledger['eta']:.2f}"
+    return (
+        f"forwards_per_unique_view: {ledger['forwards_per_unique_view']:.3f} "
+        f"({ledger['teacher']['forwards']:,} forwards, {ledger['teacher']['rows']:,} targets served, "
+        f"{ledger['teacher']['restarts']} teacher restart(s)); "
+        f"driver bytes: pixels {driver['pixels']}, targets {driver['targets']}{gain}"
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"

@@ -1,0 +1,262 @@
+"""Answers how many students' requests become one forward: single-flight, coalescing, back-pressure.
+
+Does not know Ray, models or rectification; it is given a forward function and a store.
+
+A sample is absent, pending or in the store. Who finds it absent marks it pending and queues the work; everybody
+else waits. One thread forwards: while it is busy the queue grows, so batches grow with the load and no timer is
+needed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from krd_ray.errors import TeacherError
+from krd_ray.teacher.store import IntArray, RowArray, TargetStore, copy_rows
+
+Images = npt.NDArray[np.uint8]
+Forward = Callable[[Images, IntArray, IntArray], RowArray]
+FetchPixels = Callable[[IntArray], Images]
+
+
+@dataclass
+class EngineStats:
+    """What the engine has done since it started; counts are rows unless the name says otherwise.
+
+    forwards = rows forwarded; unique_views of them were new, the rest had been computed before and were dropped
+    or lost. hits were in the store, joined were being computed for somebody else.
+    """
+
+    requests: int = 0
+    rows: int = 0
+    hits: int = 0
+    joined: int = 0
+    forwards: int = 0
+    unique_views: int = 0
+    forward_calls: int = 0
+    padded_rows: int = 0
+    queue_peak_rows: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    busy_s: float = 0.0
+    cpu_s: float = 0.0
+    process_cpu_s: float = 0.0
+    idle_s: float = 0.0
+    store_memory_bytes: int = 0
+    store_disk_bytes: int = 0
+
+
+@dataclass
+class _Work:
+    """Samples that one request brought and that nobody had computed."""
+
+    view: int
+    sample_ids: IntArray
+    position: IntArray
+    places: IntArray
+    fetch: FetchPixels
+    error: Exception | None = None
+
+
+class TargetEngine:
+    """Serves raw outputs by (view, sample), forwarding each at most once while it is remembered.
+
+    Args:
+        forward: (images uint8 [n, H, W, 3], sample ids [n], view index [n]) -> float16 [n, width].
+        store: where outputs are kept; used by this engine alone.
+        micro_batch: rows that the forward pads to, for the count of padded rows.
+        queue_rows: rows that may wait for a forward; further requests are held back.
+        on_forward: called with the stats after each forward, outside the lock.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        store: TargetStore,
+        *,
+        width: int,
+        micro_batch: int,
+        queue_rows: int,
+        on_forward: Callable[[EngineStats], None] = lambda stats: None,
+    ) -> None:
+        self._forward, self._store, self._width = forward, store, width
+        self._micro_batch, self._queue_rows, self._on_forward = micro_batch, queue_rows, on_forward
+        self._changed = threading.Condition()
+        self._pending: dict[int, npt.NDArray[np.bool_]] = {}
+        self._queue: deque[_Work] = deque()
+        self._queued_rows = 0
+        self._closed = False
+        self._stats = EngineStats()
+        self._cpu_before = time.process_time()
+        self._thread = threading.Thread(target=self._run, name="teacher-forward", daemon=True)
+        self._thread.start()
+
+    def serve(self, view: int, sample_ids: IntArray, fetch: FetchPixels) -> RowArray:
+        """Returns the raw outputs of the samples, float16 [B, width], forwarding those that nobody has asked for.
+
+        Args:
+            view: view index.
+            sample_ids: int64 [B], each id once.
+            fetch: returns the images at the given places of the batch; called only for absent samples, from the
+                forward thread.
+        Raises:
+            TeacherError: the request is too large for the store, or the forward failed.
+            Exception: whatever `fetch` raised, in the request that brought it and in no other.
+        """
+        if len(sample_ids) * 4 > self._store.capacity_rows:
+            raise TeacherError(
+                f"a request of {len(sample_ids)} samples does not fit a target store of "
+                f"{self._store.capacity_rows} rows; raise teacher.memory_bytes or teacher.disk_bytes, "
+                "or lower train.batch_size"
+            )
+        with self._changed:
+            position = self._store.index(sample_ids)
+            self._count_request(view, position)
+            parts = self._wait_for_rows(view, sample_ids, position, fetch)
+        return copy_rows(parts, len(sample_ids), self._width)
+
+    def stats(self) -> EngineStats:
+        """Returns a copy of the counters."""
+        with self._changed:
+            return self._snapshot()
+
+    def add_bytes(self, *, received: int = 0, sent: int = 0) -> None:
+        """Counts payload bytes that the owner of this engine moved."""
+        with self._changed:
+            self._stats.bytes_in += received
+            self._stats.bytes_out += sent
+
+    def close(self) -> None:
+        """Stops the forward thread; waiting requests fail with a TeacherError."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _snapshot(self) -> EngineStats:
+        stats = EngineStats(**asdict(self._stats))
+        stats.process_cpu_s = time.process_time() - self._cpu_before
+        stats.store_memory_bytes = self._store.memory_bytes
+        stats.store_disk_bytes = self._store.disk_bytes
+        return stats
+
+    def _count_request(self, view: int, position: IntArray) -> None:
+        live = self._store.rows(view, position) >= 0
+        pending = self._pending_of(view)[position]
+        self._stats.requests += 1
+        self._stats.rows += len(position)
+        self._stats.hits += int(live.sum())
+        self._stats.joined += int((pending & ~live).sum())
+
+    def _wait_for_rows(
+        self, view: int, sample_ids: IntArray, position: IntArray, fetch: FetchPixels
+    ) -> list[tuple[RowArray, IntArray, IntArray]]:
+        """Claims what is absent and waits until all is there; holds the lock except while waiting."""
+        work: _Work | None = None
+        while not self._closed:
+            if work is not None and work.error is not None:
+                raise work.error
+            rows = self._store.rows(view, position)
+            if (rows >= 0).all():
+                return self._store.locate(rows)
+            absent = np.flatnonzero((rows < 0) & ~self._pending_of(view)[position])
+            if len(absent) and (
+                self._queued_rows == 0 or self._queued_rows + len(absent) <= self._queue_rows
+            ):
+                work = _Work(view, sample_ids[absent], position[absent], absent, fetch)
+                self._claim(work)
+            self._changed.wait()
+        raise TeacherError("the teacher was closed while students were still asking")
+
+    def _pending_of(self, view: int) -> npt.NDArray[np.bool_]:
+        if view not in self._pending:
+            self._pending[view] = np.zeros(self._store.num_samples, np.bool_)
+        return self._pending[view]
+
+    def _claim(self, work: _Work) -> None:
+        self._pending_of(work.view)[work.position] = True
+        self._queue.append(work)
+        self._queued_rows += len(work.position)
+        self._stats.queue_peak_rows = max(self._stats.queue_peak_rows, self._queued_rows)
+        self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            started = time.perf_counter()
+            with self._changed:
+                while not self._queue and not self._closed:
+                    self._changed.wait()
+                self._stats.idle_s += time.perf_counter() - started
+                if self._closed:
+                    return
+                works = self._take()
+            self._serve_works(works)
+
+    def _take(self) -> list[_Work]:
+        """Whole requests from the queue, up to eight micro-batches."""
+        works = [self._queue.popleft()]
+        rows = len(works[0].position)
+        while self._queue and rows + len(self._queue[0].position) <= 8 * self._micro_batch:
+            works.append(self._queue.popleft())
+            rows += len(works[-1].position)
+        return works
+
+    def _serve_works(self, works: list[_Work]) -> None:
+        started, cpu = time.perf_counter(), time.process_time()
+        images = [self._fetch(work) for work in works]
+        ready = [(work, image) for work, image in zip(works, images, strict=True) if image is not None]
+        outputs = self._compute([work for work, _ in ready], [image for _, image in ready])
+        with self._changed:
+            for work, values in zip([work for work, _ in ready], outputs, strict=True):
+                self._remember(work, values)
+            for work in works:
+                self._pending[work.view][work.position] = False
+                self._queued_rows -= len(work.position)
+            self._stats.busy_s += time.perf_counter() - started
+            self._stats.cpu_s += time.process_time() - cpu
+            self._pending = {view: flags for view, flags in self._pending.items() if flags.any()}
+            self._changed.notify_all()
+            stats = self._snapshot()
+        self._on_forward(stats)
+
+    def _fetch(self, work: _Work) -> Images | None:
+        try:
+            return work.fetch(work.places)
+        except Exception as error:  # noqa: BLE001 - it belongs to the request that brought the pixels
+            work.error = error
+            return None
+
+    def _compute(self, works: list[_Work], images: list[Images]) -> list[RowArray]:
+        if not works:
+            return []
+        sizes = [len(work.position) for work in works]
+        try:
+            values = self._forward(
+                np.concatenate(images),
+                np.concatenate([work.sample_ids for work in works]),
+                np.repeat(np.array([work.view for work in works], np.int64), sizes),
+            )
+        except Exception as error:  # noqa: BLE001 - told to every request of the batch, then the engine goes on
+            for work in works:
+                work.error = error
+            return [np.empty((0, self._width), np.float16) for _ in works]
+        self._stats.forward_calls += 1
+        self._stats.padded_rows += -sum(sizes) % self._micro_batch
+        return np.split(values, np.cumsum(sizes)[:-1])
+
+    def _remember(self, work: _Work, values: RowArray) -> None:
+        if work.error is not None:
+            return
+        try:
+            self._stats.unique_views += int((~self._store.was_computed(work.view, work.position)).sum())
+            self._stats.forwards += len(values)
+            self._store.put(work.view, work.position, values)
+        except TeacherError as error:
+            work.error = error

@@ -1,0 +1,92 @@
+"""Answers what the teacher says about images: views, one forward in a fixed shape, float16 rows.
+
+Does not remember anything (the store does) and does not rectify.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from krd_ray.errors import TeacherError
+from krd_ray.maths.views import ViewSpec, eval_view, train_view
+from krd_ray.teacher.store import IntArray, RowArray
+from krd_ray.teacher.weights import ModelCard
+
+
+class TeacherForward:
+    """A frozen teacher on one device.
+
+    Every forward has exactly `micro_batch` rows, the last one padded with zeros: shapes never change, so a row's
+    value does not depend on how many other rows were asked for.
+
+    Args:
+        model: returns (logits, features).
+        card: what the weights say of themselves; its mean and std win over the view's.
+        view: what the students see.
+        device: where to compute.
+        bf16: autocast to bfloat16.
+        micro_batch: rows of a forward.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        card: ModelCard | None,
+        view: ViewSpec,
+        *,
+        device: torch.device,
+        bf16: bool,
+        micro_batch: int,
+    ) -> None:
+        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        self._model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+        self._view = replace(view, mean=card.mean, std=card.std) if card else view
+        self._device, self._bf16, self._micro_batch, self._layout = device, bf16, micro_batch, layout
+
+    @torch.inference_mode()
+    def __call__(self, images: npt.NDArray[np.uint8], sample_ids: IntArray, view_index: IntArray) -> RowArray:
+        """Returns logits and features side by side for training views, float16 [n, C + D].
+
+        Raises:
+            TeacherError: an output is not finite in float16, with the sample id.
+        """
+        ids = torch.from_numpy(np.ascontiguousarray(sample_ids))
+        index = torch.from_numpy(np.ascontiguousarray(view_index))
+        view = train_view(self._to_device(images), ids.to(self._device), index.to(self._device), self._view)
+        logits, features = self._run(view)
+        rows = torch.cat([logits, features], dim=1).to(torch.float16).cpu()
+        bad = ~torch.isfinite(rows).all(dim=1)
+        if bad.any():
+            raise TeacherError(
+                f"the teacher's output for sample {int(ids[bad][0])} is not finite in float16; "
+                "check its weights and the normalisation of its inputs"
+            )
+        return rows.numpy()
+
+    @torch.inference_mode()
+    def on_eval_view(self, images: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+        """Returns float32 logits [n, C] and features [n, D] for images without augmentation, on the CPU."""
+        logits, features = self._run(eval_view(self._to_device(images), self._view))
+        return logits.cpu(), features.cpu()
+
+    def _to_device(self, images: npt.NDArray[np.uint8]) -> Tensor:
+        tensor = torch.from_numpy(np.array(images, copy=True, order="C"))
+        return tensor.to(self._device, non_blocking=True)
+
+    def _run(self, view_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [self._run_fixed(part) for part in view_BCHW.split(self._micro_batch)]
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+    def _run_fixed(self, view_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        num_rows = len(view_BCHW)
+        padding = (0, 0, 0, 0, 0, 0, 0, self._micro_batch - num_rows)
+        padded = functional.pad(view_BCHW, padding).contiguous(memory_format=self._layout)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+            logits, features = self._model(padded)
+        return logits[:num_rows].float(), features[:num_rows].float()

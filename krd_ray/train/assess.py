@@ -1,0 +1,67 @@
+"""Answers how the teacher and the students of a finished run do on the test split, which is read once.
+
+Does not train or select: the weights are those of each student's last epoch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from krd_ray.config_io import load_config
+from krd_ray.data.stream import ShardSet
+from krd_ray.errors import DataError, RunError
+from krd_ray.train.cluster import connected
+from krd_ray.train.evaluate import evaluate_models
+from krd_ray.train.prepare import Prepared, prepare
+from krd_ray.train.rundir import RunDir, read_json, write_json
+
+
+def evaluate_run(folder: Path, *, again: bool = False) -> dict[str, Any]:
+    """Evaluates a run on the test split and writes evaluation.json; a second call returns what the first wrote.
+
+    Args:
+        folder: run directory.
+        again: read the test split once more, for a run whose weights have changed (a resumed one).
+    Returns:
+        The content of evaluation.json.
+    Raises:
+        RunError: no student has finished.
+        DataError: the dataset has no test split.
+    """
+    run = RunDir(folder.expanduser().resolve())
+    run.require()
+    if run.evaluation.is_file() and not again:
+        return dict(read_json(run.evaluation))
+    prepared = prepare(load_config(run.config))
+    models = _models(prepared, run)
+    if "test" not in prepared.manifest.splits:
+        raise DataError(f"{prepared.config.data.dir} has no test split to evaluate on")
+    test = ShardSet.open(Path(prepared.config.data.dir), prepared.manifest, "test", side=prepared.train.side)
+    with connected(prepared.config.ray):
+        task = ray.remote(num_cpus=0.25, num_gpus=_gpus(prepared))(evaluate_models)
+        results = ray.get(task.remote(models, test, prepared.view, prepared.class_counts))
+    evaluation = {"split": "test", "num_samples": test.num_rows, "models": results}
+    write_json(run.evaluation, evaluation)
+    return evaluation
+
+
+def _models(prepared: Prepared, run: RunDir) -> dict[str, dict[str, Any]]:
+    config = prepared.config
+    finished = {
+        student.name: {"weights": str(run.student(student.name).weights), "model": student.model}
+        for student in config.students
+        if run.student(student.name).weights.is_file()
+    }
+    if not finished:
+        raise RunError(f"{run.root}: no student has finished, there is nothing to evaluate")
+    if config.teacher is None:
+        return finished
+    return {"teacher": {"weights": config.teacher.weights, "model": config.teacher.model}, **finished}
+
+
+def _gpus(prepared: Prepared) -> float:
+    """A GPU for the evaluation when the run used any."""
+    return float(any(student.resources.num_gpus > 0 for student in prepared.config.students))

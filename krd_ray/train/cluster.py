@@ -1,0 +1,130 @@
+"""Answers where a run computes: starts Ray on this machine or joins a cluster, and checks that the run fits.
+
+Does not launch anything in it. Ray Train waits for ever on resources a cluster does not have; this file says so
+beforehand.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from krd_ray.config import RayConfig, RunConfig
+from krd_ray.data.stream import READ_CPUS
+from krd_ray.errors import ResourceError
+from krd_ray.teacher.group import NAMESPACE
+
+ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+@dataclass(frozen=True)
+class Demand:
+    """One process of the run: who, and what it reserves (Ray's resource names)."""
+
+    who: str
+    resources: dict[str, float]
+
+
+@contextmanager
+def connected(settings: RayConfig) -> Iterator[None]:
+    """Joins the cluster at `ray.address`, or starts one here for the time of the block; keeps a joined one.
+
+    The cluster started here listens on loopback only and has no dashboard.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if ray.is_initialized():
+        yield
+        return
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    common = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
+    if settings.address is None:
+        ray.init(
+            address="local",
+            num_cpus=settings.num_cpus or os.cpu_count(),
+            include_dashboard=False,
+            object_store_memory=settings.object_store_bytes,
+            **common,
+        )
+    else:
+        ray.init(address=settings.address, **common)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def demands_of(config: RunConfig, *, streams: bool) -> list[Demand]:
+    """Returns every process of a run with what it reserves, reading tasks included when shards are streamed."""
+    demands = []
+    if config.teacher is not None:
+        wanted = config.teacher.resources.as_ray()
+        demands += [Demand(f"teacher replica {k}", wanted) for k in range(config.teacher.replicas)]
+    for student in config.students:
+        wanted = student.resources.as_ray()
+        demands += [
+            Demand(f"student {student.name} worker {rank}", wanted) for rank in range(student.workers)
+        ]
+    if streams:
+        demands.append(Demand("reading shards", {"CPU": READ_CPUS}))
+    return demands
+
+
+def check_resources(demands: Sequence[Demand], nodes: Sequence[dict[str, float]]) -> None:
+    """Checks that all processes fit on the nodes at the same time (first fit, largest first).
+
+    Args:
+        demands: what will run together.
+        nodes: resources of each living node.
+    Raises:
+        ResourceError: naming the first process that finds no place, and what the run and the cluster have.
+    """
+    free = [dict(node) for node in nodes]
+    for demand in sorted(demands, key=lambda d: sorted(d.resources.items()), reverse=True):
+        place = next((node for node in free if _fits(demand.resources, node)), None)
+        if place is None:
+            raise ResourceError(
+                f"{demand.who} needs {_text(demand.resources)} and finds no place: the run needs "
+                f"{_text(_total([d.resources for d in demands]))} in {len(demands)} processes, the cluster has "
+                f"{_text(_total(nodes))} on {len(nodes)} node(s). Lower students.*.resources or "
+                "teacher.resources (fractions are allowed), train fewer students at once, raise ray.num_cpus on one "
+                "machine, or join a larger cluster with ray.address"
+            )
+        for name, amount in demand.resources.items():
+            place[name] -= amount
+
+
+def living_nodes() -> list[dict[str, float]]:
+    """Returns the resources of every living node of the connected cluster."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _fits(wanted: dict[str, float], node: dict[str, float]) -> bool:
+    return all(node.get(name, 0.0) + 1e-9 >= amount for name, amount in wanted.items())
+
+
+def _total(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for part in parts:
+        for name, amount in part.items():
+            if name in ("CPU", "GPU") or not name.startswith(
+                ("node:", "memory", "object_store", "accelerator")
+            ):
+                total[name] = total.get(name, 0.0) + amount
+    return total
+
+
+def _text(resources: dict[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in sorted(resources.items())) or "nothing"

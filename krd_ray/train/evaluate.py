@@ -1,0 +1,104 @@
+"""Answers how good a model is on a split: predictions, integer counts, metrics.
+
+Does not choose models and does not train. The test split is read once, by `evaluate_models`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from krd_ray.data.stream import ShardSet, eval_batches
+from krd_ray.maths.metrics import EvalCounts, count_batch
+from krd_ray.maths.views import ViewSpec, eval_view
+from krd_ray.models.registry import describe_model
+from krd_ray.teacher.weights import load_model, read_weights
+
+
+@torch.inference_mode()
+def run_split(
+    net: nn.Module,
+    shards: ShardSet,
+    view: ViewSpec,
+    *,
+    batch_size: int,
+    device: torch.device,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields (logits float32 [B, C], labels int64 [B]) on the CPU for this rank's part, without augmentation."""
+    net.eval()
+    for batch in eval_batches(shards, batch_size=batch_size, rank=rank, world=world):
+        images = torch.from_numpy(np.array(batch.images_BHWC)).to(device)
+        logits, _ = net(eval_view(images, view))
+        yield logits.float().cpu(), torch.from_numpy(batch.labels)
+
+
+def count_split(
+    predictions: Iterator[tuple[Tensor, Tensor]], num_classes: int, teacher_logits: Tensor | None = None
+) -> EvalCounts:
+    """Adds up the counts of a split; `teacher_logits` [N, C] in the same order also counts agreement."""
+    total, row = EvalCounts.zeros(num_classes), 0
+    for logits, labels in predictions:
+        teacher = None if teacher_logits is None else teacher_logits[row : row + len(labels)]
+        total = total + count_batch(logits, labels, num_classes, teacher)
+        row += len(labels)
+    return total
+
+
+def evaluate_models(
+    models: dict[str, dict[str, Any]],
+    shards: ShardSet,
+    view: ViewSpec,
+    class_counts: tuple[int, ...],
+    *,
+    batch_size: int = 256,
+) -> dict[str, Any]:
+    """Evaluates several models on one split in one process; the entry `teacher`, if any, comes first.
+
+    Args:
+        models: name -> {"weights": path, "model": registry name or None}.
+        shards: the split.
+        view: as in training; each model's own mean and std win.
+        class_counts: n_c of the training split, for the groups.
+    Returns:
+        name -> model, num_params, num_flops, metrics, per_class_accuracy.
+    """
+    results: dict[str, Any] = {}
+    teacher_logits: Tensor | None = None
+    for name in sorted(models, key=lambda name: name != "teacher"):
+        predictions = list(_predict(models[name], shards, view, class_counts, batch_size))
+        counts = count_split(iter(predictions), len(class_counts), teacher_logits)
+        if name == "teacher":
+            teacher_logits = torch.cat([logits for logits, _ in predictions])
+        results[name] = {
+            **_describe(models[name], view, len(class_counts)),
+            "role": "teacher" if name == "teacher" else "student",
+            "metrics": counts.metrics(torch.tensor(class_counts)),
+            "per_class_accuracy": counts.per_class_accuracy(),
+        }
+    return results
+
+
+def _predict(
+    entry: dict[str, Any], shards: ShardSet, view: ViewSpec, class_counts: tuple[int, ...], batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    net, card = load_model(
+        Path(entry["weights"]), model=entry["model"], num_classes=len(class_counts), image_size=view.side
+    )
+    own_view = replace(view, mean=card.mean, std=card.std) if card else view
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return run_split(net.to(device), shards, own_view, batch_size=batch_size, device=device)
+
+
+def _describe(entry: dict[str, Any], view: ViewSpec, num_classes: int) -> dict[str, Any]:
+    card = read_weights(Path(entry["weights"]))[1]
+    name = entry["model"] or (card.model if card else "")
+    info = describe_model(name, num_classes=num_classes, image_size=view.side)
+    return {"model": name, "num_params": info.num_params, "num_flops": info.num_flops}

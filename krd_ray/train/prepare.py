@@ -1,0 +1,159 @@
+"""Answers whether a run can start: the data is whole, nothing is left on `auto`, the parts fit each other.
+
+Does not touch Ray; everything here fails before a cluster is asked for anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from krd_ray.config import RunConfig, StudentConfig, TrainConfig, ViewsConfig
+from krd_ray.data.manifest import Manifest
+from krd_ray.data.stream import ShardSet
+from krd_ray.data.verify import verify_dataset
+from krd_ray.errors import ConfigError, DataError
+from krd_ray.maths.views import ViewSpec
+from krd_ray.models.registry import describe_model
+from krd_ray.teacher.weights import read_weights
+
+FULL_CHECK_BYTES = 1 << 30
+SMALL_SIDE = 64
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked run: config with nothing on `auto`, manifest, view, splits."""
+
+    config: RunConfig
+    manifest: Manifest
+    view: ViewSpec
+    train: ShardSet
+    val: ShardSet | None
+
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        return tuple(self.manifest.splits["train"].class_counts)
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Checks data, models and weights, and resolves every `auto` and null that has a computed value.
+
+    Raises:
+        DataError: shards missing, damaged or of another size than asked for.
+        ConfigError: unknown model, a student that needs a teacher without one, settings that contradict.
+        TeacherError: weights that cannot be read.
+    """
+    root = Path(config.data.dir).expanduser().resolve()
+    manifest = _verified(config, root)
+    train = ShardSet.open(root, manifest, "train", side=config.data.image_size)
+    if 0 in manifest.splits["train"].class_counts:
+        empty = manifest.splits["train"].class_counts.index(0)
+        raise DataError(f"{root}: class {empty} ({manifest.classes[empty]}) has no training image")
+    resolved = _resolve(config, root, train.side)
+    view = _view_spec(resolved, manifest)
+    has_val = "val" in manifest.splits and manifest.splits["val"].num_rows > 0
+    val = ShardSet.open(root, manifest, "val", side=train.side) if has_val else None
+    for student in resolved.students:
+        describe_model(student.model, num_classes=manifest.num_classes, image_size=view.side)
+        _check_objective(resolved, student)
+    if resolved.teacher is not None:
+        read_weights(Path(resolved.teacher.weights))
+    return Prepared(resolved, manifest, view, train, val)
+
+
+def _verified(config: RunConfig, root: Path) -> Manifest:
+    manifest = verify_dataset(root, full=config.data.verify == "full")
+    num_bytes = sum(shard.num_bytes for split in manifest.splits.values() for shard in split.shards)
+    if config.data.verify == "auto" and num_bytes < FULL_CHECK_BYTES:
+        manifest = verify_dataset(root, full=True)
+    return manifest
+
+
+def _check_objective(config: RunConfig, student: StudentConfig) -> None:
+    if config.teacher is None and config.loss_of(student).needs_teacher:
+        raise ConfigError(
+            f"students.{student.name}: {config.loss_of(student).label()} needs soft targets, but teacher is null; "
+            "set teacher.weights, or kd.weight, rrd.weight and lrd.weight to 0"
+        )
+    if config.train_of(student).precision == "fp16" and student.resources.num_gpus == 0:
+        raise ConfigError(f"students.{student.name}: train.precision fp16 needs a GPU; use fp32 or bf16")
+    if student.workers > 1 and 0 < student.resources.num_gpus < 1:
+        raise ConfigError(
+            f"students.{student.name}: {student.workers} workers with {student.resources.num_gpus} GPU each; "
+            "two NCCL ranks must not share a GPU: give each worker a whole one, or use one worker"
+        )
+
+
+def _resolve(config: RunConfig, root: Path, image_side: int) -> RunConfig:
+    """The config with every computed default written out, so that it repeats the run by itself."""
+    update = {
+        "data": config.data.model_copy(update={"dir": str(root), "image_size": image_side}),
+        "views": _resolve_views(config.views, config.seed, image_side),
+        "students": [_resolve_student(config, student) for student in config.students],
+    }
+    if config.teacher is not None:
+        gpu = config.teacher.resources.num_gpus > 0
+        precision = config.teacher.precision
+        update["teacher"] = config.teacher.model_copy(
+            update={
+                "weights": str(Path(config.teacher.weights).expanduser().resolve()),
+                "precision": ("bf16" if gpu else "fp32") if precision == "auto" else precision,
+            }
+        )
+    return config.model_copy(update=update)
+
+
+def _resolve_views(views: ViewsConfig, seed: int, image_side: int) -> ViewsConfig:
+    side = views.side or image_side
+    recipe = views.recipe
+    if recipe == "auto":
+        recipe = "pad_crop" if side <= SMALL_SIDE else "random_resized_crop"
+    return views.model_copy(
+        update={
+            "side": side,
+            "recipe": recipe,
+            "pad": side // 8 if views.pad is None else views.pad,
+            "seed": seed if views.seed is None else views.seed,
+        }
+    )
+
+
+def _resolve_student(config: RunConfig, student: StudentConfig) -> StudentConfig:
+    train = resolve_train(config.train_of(student), gpu=student.resources.num_gpus > 0)
+    own = {"precision": train.precision, "channels_last": train.channels_last}
+    return student.model_copy(update={"train": {**student.train, **own}})
+
+
+def resolve_train(train: TrainConfig, *, gpu: bool) -> TrainConfig:
+    """Returns the settings with precision and memory layout decided for the device."""
+    precision = ("bf16" if gpu else "fp32") if train.precision == "auto" else train.precision
+    channels_last = gpu if train.channels_last is None else train.channels_last
+    return train.model_copy(update={"precision": precision, "channels_last": channels_last})
+
+
+def _view_spec(config: RunConfig, manifest: Manifest) -> ViewSpec:
+    views = config.views
+    assert views.side is not None
+    assert views.pad is not None
+    assert views.seed is not None
+    assert views.recipe != "auto"
+    return ViewSpec(
+        recipe=views.recipe,
+        side=views.side,
+        pad=views.pad,
+        flip=views.flip,
+        scale=views.scale,
+        ratio=views.ratio,
+        brightness=views.brightness,
+        contrast=views.contrast,
+        saturation=views.saturation,
+        seed=views.seed,
+        mean=_three(manifest.mean),
+        std=_three(manifest.std),
+    )
+
+
+def _three(values: list[float] | tuple[float, ...]) -> tuple[float, float, float]:
+    first, second, third = values
+    return (first, second, third)

@@ -1,0 +1,67 @@
+"""Answers what all ranks of a student know together: sums, finiteness, which samples an epoch has seen.
+
+Does not print or write. Without a process group (one worker) everything is local.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from krd_ray.data.plan import IntArray
+
+
+def sum_over_ranks(vector: Tensor, device: torch.device) -> Tensor:
+    """Returns the elementwise sum over ranks, on the CPU."""
+    if not _several():
+        return vector
+    total = vector.to(device)
+    dist.all_reduce(total)
+    return total.cpu()
+
+
+def all_finite(values: Iterable[float], device: torch.device) -> bool:
+    """Returns True on every rank when all values of all ranks are finite, else False on every rank."""
+    finite = all(math.isfinite(value) for value in values)
+    if not _several():
+        return finite
+    return bool(sum_over_ranks(torch.tensor([0.0 if finite else 1.0]), device).item() == 0)
+
+
+def coverage(
+    sample_ids: IntArray, seen: Sequence[IntArray], left_out: Iterable[int], device: torch.device
+) -> dict[str, Any]:
+    """Counts how often each sample of the split was trained on in an epoch, over all ranks.
+
+    Args:
+        sample_ids: int64 [N], sorted, the whole split.
+        seen: ids of this rank's batches.
+        left_out: ids that the even split gives to no rank in this epoch.
+        device: for the reduction.
+    Returns:
+        `seen`: samples trained on; `missed`: expected but not seen; `doubled`: seen more than once;
+        `left_out`: their number; `left_out_ids`.
+    """
+    ids = np.concatenate(seen) if seen else np.empty(0, np.int64)
+    times = torch.from_numpy(np.bincount(np.searchsorted(sample_ids, ids), minlength=len(sample_ids)))
+    times = sum_over_ranks(times, device)
+    skipped = sorted(left_out)
+    expected = torch.ones(len(sample_ids), dtype=torch.bool)
+    expected[np.searchsorted(sample_ids, np.array(skipped, np.int64))] = False
+    return {
+        "seen": int((times > 0).sum()),
+        "missed": int((expected & (times == 0)).sum()),
+        "doubled": int((times > 1).sum() + (~expected & (times > 0)).sum()),
+        "left_out": len(skipped),
+        "left_out_ids": skipped,
+    }
+
+
+def _several() -> bool:
+    return dist.is_initialized() and dist.get_world_size() > 1

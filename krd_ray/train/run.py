@@ -1,0 +1,225 @@
+"""Answers how a whole run goes: cluster, data, teacher, students, ledger, in this order and back.
+
+Does not train (`loop` does) and does not draw (`report` does). The driver that runs this holds references only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from krd_ray.config import RunConfig, StudentConfig
+from krd_ray.config_io import dump_config, load_config
+from krd_ray.data.stream import cache_blocks
+from krd_ray.errors import RunError
+from krd_ray.teacher.actor import TeacherSpec, threads_for
+from krd_ray.teacher.group import TeacherGroup
+from krd_ray.teacher.messages import RECEIVED_BYTES
+from krd_ray.train.cluster import check_resources, connected, demands_of, living_nodes
+from krd_ray.train.ledger import build_ledger
+from krd_ray.train.live import Progress
+from krd_ray.train.loop import TeacherLink, WorkerSpec
+from krd_ray.train.prepare import Prepared, prepare
+from krd_ray.train.rundir import RunDir, environment, read_json, write_json
+from krd_ray.train.students import StudentRun, run_together
+
+TICK_S = 0.5
+PROBE_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left behind."""
+
+    run: RunDir
+    results: list[dict[str, Any]]
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        return [result for result in self.results if result["status"] != "finished"]
+
+
+def start_run(config: RunConfig) -> Outcome:
+    """Trains all students of a config in a new run directory.
+
+    Raises:
+        KrdError: anything that can be known to be wrong before training; nothing has been started then.
+    """
+    prepared = prepare(config)
+    folder = config.run_dir or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run = RunDir(Path(folder).expanduser().resolve())
+    if run.config.exists():
+        run.create()  # raises, and says how to go on
+    resolved = prepared.config.model_copy(update={"run_dir": str(run.root)})
+    return _execute(replace(prepared, config=resolved), run, resolved.students)
+
+
+def resume_run(folder: Path) -> Outcome:
+    """Continues every unfinished student of a run from its last checkpoint; finished ones are left alone."""
+    run = RunDir(folder.expanduser().resolve())
+    run.require()
+    config = load_config(run.config)
+    prepared = prepare(config)
+    written = read_json(run.dataset)["content_hash"]
+    if written != prepared.manifest.content_hash:
+        raise RunError(f"{config.data.dir} holds other shards than {run.root} was started with; restore them")
+    open_students = [s for s in config.students if not _is_finished(run, s.name)]
+    return _execute(prepared, run, open_students)
+
+
+def _is_finished(run: RunDir, name: str) -> bool:
+    path = run.student(name).result
+    return path.is_file() and read_json(path)["status"] == "finished"
+
+
+def _execute(prepared: Prepared, run: RunDir, students: Sequence[StudentConfig]) -> Outcome:
+    config = prepared.config
+    if students:
+        with connected(config.ray):
+            prepared = _check_and_cache(prepared, run)
+            _train(prepared, run, students)
+            _write_ledger(prepared, run)
+    results = [read_json(run.student(student.name).result) for student in config.students]
+    return Outcome(run, results)
+
+
+def _check_and_cache(prepared: Prepared, run: RunDir) -> Prepared:
+    """Checks resources, makes the run directory and puts decoded shards into the object store if they fit."""
+    config = prepared.config
+    capacity = ray.cluster_resources().get("object_store_memory", 0.0)
+    wanted = prepared.train.decoded_bytes + (prepared.val.decoded_bytes if prepared.val else 0)
+    fits = wanted <= config.data.cache_limit_frac * capacity
+    cache = config.data.cache == "memory" or (config.data.cache == "auto" and fits)
+    check_resources(demands_of(config, streams=not cache), living_nodes())
+    _write_start(prepared, run)
+    if not cache:
+        return prepared
+    val = cache_blocks(prepared.val) if prepared.val else None
+    return replace(prepared, train=cache_blocks(prepared.train), val=val)
+
+
+def _write_start(prepared: Prepared, run: RunDir) -> None:
+    if run.config.exists():
+        return
+    run.create()
+    write_json(run.root / "environment.json", environment())
+    summary = prepared.manifest.model_dump(mode="json") | {"content_hash": prepared.manifest.content_hash}
+    write_json(run.dataset, summary)
+    run.config.write_text(dump_config(prepared.config), encoding="utf-8")
+
+
+def _train(prepared: Prepared, run: RunDir, students: Sequence[StudentConfig]) -> None:
+    config = prepared.config
+    taught = [student for student in students if config.loss_of(student).needs_teacher]
+    epochs = {student.name: config.train_of(student).epochs for student in students}
+    with Progress(run, epochs) as progress, _teacher(prepared, run, taught, progress) as link:
+        runs = [
+            StudentRun(
+                _worker_spec(prepared, run, student, link if student in taught else None),
+                student.workers,
+                student.resources,
+                config.train_of(student).max_failures,
+            )
+            for student in students
+        ]
+        progress.say(f"training {len(runs)} student(s) in {run.root}")
+        run_together(runs, progress.refresh, TICK_S)
+        for student_run in runs:
+            result = student_run.finish()
+            if result["error"]:
+                progress.say(f"student {student_run.name} failed: {result['error']}")
+
+
+@contextmanager
+def _teacher(
+    prepared: Prepared, run: RunDir, taught: Sequence[StudentConfig], progress: Progress
+) -> Iterator[TeacherLink | None]:
+    """The teacher group for the time of the block, calibrated and tested; None when nobody learns from one."""
+    config = prepared.config.teacher
+    if config is None or not taught:
+        yield None
+        return
+    callers = sum(student.workers * prepared.config.train_of(student).in_flight for student in taught)
+    group = TeacherGroup(
+        [_teacher_spec(prepared, run, replica) for replica in range(config.replicas)],
+        config.resources,
+        num_callers=callers,
+        name=f"teacher-{prepared.config.name}",
+    )
+    guess = 1 / prepared.manifest.num_classes
+    side = prepared.train.side
+    probe = np.random.default_rng(0).integers(0, 256, (PROBE_IMAGES, side, side, 3), np.uint8)
+    info = group.start(
+        prepared.train,
+        probe,
+        min_accuracy=2 * guess if config.min_accuracy is None else config.min_accuracy,
+    )
+    progress.say(
+        f"teacher {info.model}: {info.accuracy:.1%} of its training images right (mean over classes), "
+        f"{config.replicas} replica(s) on {info.device}"
+    )
+    yield TeacherLink(tuple(group.replicas), info.teacher_hash, info.feature_dim, config.timeout_s)
+    group.close()
+
+
+def _teacher_spec(prepared: Prepared, run: RunDir, replica: int) -> TeacherSpec:
+    config = prepared.config.teacher
+    assert config is not None
+    return TeacherSpec(
+        weights=config.weights,
+        model=config.model,
+        view=prepared.view,
+        shards=replace(prepared.train, blocks=None),
+        class_counts=prepared.class_counts,
+        replica=replica,
+        num_replicas=config.replicas,
+        micro_batch=config.micro_batch,
+        queue_rows=config.queue_rows,
+        memory_bytes=config.memory_bytes,
+        disk_bytes=config.disk_bytes,
+        persist=config.persist,
+        precision=config.precision,
+        num_threads=threads_for(config.resources.num_cpus, config.num_threads),
+        device="cuda" if config.resources.num_gpus > 0 else "cpu",
+        store_dir=config.spill_dir or str(run.teacher / "store"),
+        run_dir=str(run.teacher),
+    )
+
+
+def _worker_spec(
+    prepared: Prepared, run: RunDir, student: StudentConfig, link: TeacherLink | None
+) -> WorkerSpec:
+    config = prepared.config
+    train = config.train_of(student)
+    return WorkerSpec(
+        student=student.name,
+        model=student.model,
+        train=train,
+        loss=config.loss_of(student),
+        view=prepared.view,
+        cycle=config.views.cycle,
+        train_shards=prepared.train,
+        val_shards=prepared.val,
+        class_counts=prepared.class_counts,
+        seed=config.seed_of(student),
+        shuffle_seed=config.seed,
+        window_rows=config.data.shuffle_rows,
+        folder=str(run.student(student.name).root),
+        dataset_hash=prepared.manifest.content_hash,
+        num_threads=threads_for(student.resources.num_cpus, train.num_threads),
+        teacher=link,
+    )
+
+
+def _write_ledger(prepared: Prepared, run: RunDir) -> None:
+    config = prepared.config
+    names = [student.name for student in config.students]
+    taught = [student.name for student in config.students if config.loss_of(student).needs_teacher]
+    write_json(run.ledger, build_ledger(run, names, taught=taught, driver_bytes=RECEIVED_BYTES))

@@ -1,0 +1,163 @@
+"""Answers where everything of a run lies on disk, and reads and writes it safely.
+
+Does not interpret what it stores. JSON is written to a neighbour and renamed; metric rows are appended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from krd_ray.errors import RunError
+
+PACKAGES = ("torch", "torchvision", "ray", "numpy", "pyarrow", "krd-ray")
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The folder of one run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def dataset(self) -> Path:
+        return self.root / "dataset.json"
+
+    @property
+    def teacher(self) -> Path:
+        return self.root / "teacher"
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.json"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.root / "evaluation.json"
+
+    def student(self, name: str) -> StudentDir:
+        """Returns the folder of one student."""
+        return StudentDir(self.root / "students" / name)
+
+    def create(self) -> None:
+        """Makes the folder; refuses one that another run has used.
+
+        Raises:
+            RunError: the folder holds a run already.
+        """
+        if self.config.exists():
+            raise RunError(
+                f"{self.root} holds a run already; continue it with `krd distill --resume {self.root}`, "
+                "or choose another run_dir"
+            )
+        self.teacher.mkdir(parents=True, exist_ok=True)
+        (self.root / "students").mkdir(exist_ok=True)
+
+    def require(self) -> None:
+        """Raises RunError unless this is the folder of a run."""
+        if not self.config.is_file():
+            raise RunError(f"{self.root} is not a run directory: it has no config.yaml")
+
+
+@dataclass(frozen=True)
+class StudentDir:
+    """The folder of one student of a run."""
+
+    root: Path
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def result(self) -> Path:
+        return self.root / "result.json"
+
+    @property
+    def error(self) -> Path:
+        return self.root / "error.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def weights(self) -> Path:
+        return self.root / "model.safetensors"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns the metric rows written so far; a half-written last line is left out."""
+        if not self.metrics.is_file():
+            return []
+        rows = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):
+                rows.append(json.loads(line))
+        return rows
+
+    def next_attempt(self) -> int:
+        """Returns the number of the attempt that starts now: 0, then one more for every start before."""
+        return 1 + max((row["attempt"] for row in self.rows()), default=-1)
+
+
+class MetricsLog:
+    """Appends metric rows of one student; one line, one write."""
+
+    def __init__(self, folder: StudentDir, student: str, attempt: int) -> None:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        _end_last_line(folder.metrics)
+        self._file = folder.metrics.open("a", encoding="utf-8")
+        self._fixed = {"student": student, "attempt": attempt}
+
+    def write(self, split: str, epoch: int, step: int, **values: Any) -> None:
+        """Appends one row."""
+        row = {"time": time.time(), **self._fixed, "epoch": epoch, "step": step, "split": split, **values}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file of the run."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def environment() -> dict[str, str]:
+    """Returns what the run depends on outside its config: versions, cores, platform."""
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_cores": str(os.cpu_count()),
+        **versions,
+    }
+
+
+def _end_last_line(path: Path) -> None:
+    """Cuts off the half line that a killed writer may have left."""
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)

@@ -1,0 +1,131 @@
+"""Answers how students train at the same time: one Ray Train run each, started together, failing alone.
+
+Does not prepare data or teacher (`run` does).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import ray.train
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from krd_ray.config import Resources
+from krd_ray.models.registry import describe_model
+from krd_ray.train.loop import WorkerSpec, train_worker
+from krd_ray.train.rundir import StudentDir, read_json, write_json
+
+
+class StudentRun:
+    """One student's Ray Train run in a thread of the driver; the driver holds references, never data.
+
+    Args:
+        spec: for its workers.
+        workers: number of data-parallel workers.
+        resources: of each worker.
+        max_failures: restarts of its workers before it fails.
+    """
+
+    def __init__(self, spec: WorkerSpec, workers: int, resources: Resources, max_failures: int) -> None:
+        self.name, self.folder = spec.student, StudentDir(Path(spec.folder))
+        self._spec = spec
+        self._trainer = _trainer(spec, workers, resources, max_failures)
+        self._error: str | None = None
+        self._thread = threading.Thread(target=self._fit, name=f"student-{self.name}", daemon=True)
+
+    def start(self) -> None:
+        """Begins training in the background."""
+        self.folder.error.unlink(missing_ok=True)
+        self._thread.start()
+
+    @property
+    def state(self) -> str:
+        """`training`, `finished` or `failed`."""
+        if self._thread.is_alive():
+            return "training"
+        return "failed" if self._error else "finished"
+
+    def finish(self) -> dict[str, Any]:
+        """Waits for the end, writes result.json and returns its content."""
+        self._thread.join()
+        result = summarise(self._spec, self._error)
+        write_json(self.folder.result, result)
+        return result
+
+    def _fit(self) -> None:
+        try:
+            self._trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            self._error = _first_cause(error)
+        except ray.exceptions.RayError as error:
+            self._error = f"{type(error).__name__}: {error}"
+        if self.folder.error.exists():
+            self._error = read_json(self.folder.error)["message"]
+
+
+def run_together(
+    runs: Sequence[StudentRun], on_tick: Callable[[dict[str, str]], None], tick_s: float
+) -> None:
+    """Starts all students and waits until each has finished or failed; `on_tick` gets their states."""
+    for run in runs:
+        run.start()
+    stopped = threading.Event()
+    while any(run.state == "training" for run in runs):
+        on_tick({run.name: run.state for run in runs})
+        stopped.wait(tick_s)
+    on_tick({run.name: run.state for run in runs})
+
+
+def summarise(spec: WorkerSpec, error: str | None) -> dict[str, Any]:
+    """Returns the content of result.json from the rows the student wrote."""
+    rows = StudentDir(Path(spec.folder)).rows()
+    train = {row["epoch"]: row for row in rows if row["split"] == "train"}
+    info = describe_model(spec.model, num_classes=len(spec.class_counts), image_size=spec.view.side)
+    waiting = sum(row["wait_targets_s"] + row["wait_data_s"] for row in train.values())
+    total = waiting + sum(row["compute_s"] for row in train.values())
+    return {
+        "student": spec.student,
+        "model": spec.model,
+        "loss_name": spec.loss.label(),
+        "status": "failed" if error else "finished",
+        "error": error,
+        "epochs_done": len(train),
+        "num_params": info.num_params,
+        "num_flops": info.num_flops,
+        "seconds": rows[-1]["time"] - rows[0]["time"] if rows else 0.0,
+        "restarts": max((row["attempt"] for row in rows), default=0),
+        "images_per_s": median([row["images_per_s"] for row in train.values()]) if train else None,
+        "wait_frac": waiting / total if total else None,
+    }
+
+
+def _trainer(spec: WorkerSpec, workers: int, resources: Resources, max_failures: int) -> TorchTrainer:
+    gpu = resources.num_gpus > 0
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"spec": spec},
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=gpu, resources_per_worker=resources.as_ray()
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=spec.folder,
+            failure_config=FailureConfig(max_failures=max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+
+
+def _first_cause(error: ray.train.TrainingFailedError) -> str:
+    """The innermost line of what the workers raised."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for rank, failure in sorted(failures.items()):
+        lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+        return f"rank {rank}: {lines[-1]}"
+    return str(error).strip().splitlines()[-1]

@@ -1,0 +1,147 @@
+"""Balanced category priors: equal angles, nearest to the means, the search below the simplex dimension."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ortho_group
+from torch import Tensor
+
+from krd_ray.errors import DataError, ShapeError
+from krd_ray.maths.priors import balanced_priors, uniformity_loss
+
+
+def _means(num_classes: int, num_dims: int, seed: int = 0) -> Tensor:
+    """Centred, with groups of similar classes and unequal norms, as real class means."""
+    rng = np.random.default_rng(seed)
+    groups = rng.standard_normal((max(2, num_classes // 4), num_dims))
+    means = groups[np.arange(num_classes) % len(groups)] + 0.5 * rng.standard_normal((num_classes, num_dims))
+    means *= rng.uniform(0.5, 3, (num_classes, 1))
+    return torch.from_numpy(means - means.mean(axis=0))
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "num_dims"), [(2, 1), (2, 5), (3, 2), (10, 9), (10, 10), (10, 64), (100, 99), (100, 128)]
+)
+def test_simplex_has_equal_cosines(num_classes: int, num_dims: int) -> None:
+    u = balanced_priors(_means(num_classes, num_dims))
+    assert u.dtype == torch.float32
+    assert u.shape == (num_classes, num_dims)
+    want = torch.full((num_classes, num_classes), -1 / (num_classes - 1)).fill_diagonal_(1.0)
+    assert (u @ u.T - want).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("num_classes", "num_dims"), [(4, 3), (6, 8)])
+def test_simplex_is_aligned_better_than_any_rotation_tried(num_classes: int, num_dims: int) -> None:
+    means = _means(num_classes, num_dims).numpy()
+    u = balanced_priors(torch.from_numpy(means)).double().numpy()
+    best = (u * means).sum()
+    near = [np.linalg.qr(np.eye(num_dims) + 0.05 * g)[0] for g in _gaussians(100, num_dims)]
+    for rotation in [*ortho_group.rvs(num_dims, size=200, random_state=0), *near]:
+        assert ((u @ rotation) * means).sum() <= best + 1e-6
+
+
+def _gaussians(num: int, num_dims: int) -> np.ndarray:
+    return np.random.default_rng(3).standard_normal((num, num_dims, num_dims))
+
+
+def test_simplex_recovers_means_that_are_already_balanced() -> None:
+    u = balanced_priors(_means(7, 12))
+    assert torch.allclose(balanced_priors(4.2 * u), u, atol=1e-5)
+
+
+@pytest.mark.parametrize(("num_classes", "num_dims"), [(5, 4), (5, 9), (20, 30)])
+def test_rotating_the_means_rotates_the_simplex(num_classes: int, num_dims: int) -> None:
+    means = _means(num_classes, num_dims)
+    rotation = torch.from_numpy(ortho_group.rvs(num_dims, random_state=1))
+    rotated = balanced_priors(means @ rotation)
+    assert torch.allclose(rotated, (balanced_priors(means).double() @ rotation).float(), atol=1e-5)
+
+
+def test_relabelling_the_classes_relabels_the_simplex() -> None:
+    means, order = _means(9, 16), torch.randperm(9, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(balanced_priors(means[order]), balanced_priors(means)[order], atol=1e-5)
+
+
+def test_coinciding_means_still_get_an_exact_simplex() -> None:
+    means = _means(8, 16)
+    means[1] = means[0]
+    for degenerate in (means - means.mean(dim=0), torch.zeros(8, 16)):
+        u = balanced_priors(degenerate)
+        assert (u @ u.T - (8 / 7 * torch.eye(8) - 1 / 7)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("num_classes", "num_dims"), [(4, 2), (7, 2), (10, 3), (50, 16)])
+def test_too_few_dimensions_give_well_spread_unit_vectors(num_classes: int, num_dims: int) -> None:
+    means = _means(num_classes, num_dims)
+    u = balanced_priors(means)
+    assert (u.norm(dim=1) - 1).abs().max() < 1e-5
+    found = uniformity_loss(u.double().numpy())
+    rng = np.random.default_rng(0)
+    random = [rng.standard_normal((num_classes, num_dims)) for _ in range(50)]
+    losses = [uniformity_loss(points / np.linalg.norm(points, axis=1, keepdims=True)) for points in random]
+    assert found < min(losses)
+    assert found < np.mean(losses) - 0.5
+
+
+def test_four_points_on_a_circle_form_a_square() -> None:
+    angles = torch.tensor([0.1, 0.9, 2.0, 4.0])
+    u = balanced_priors(torch.stack([angles.cos(), angles.sin()], dim=1))
+    gaps = torch.atan2(u[:, 1], u[:, 0]).sort().values.diff()
+    assert (gaps - torch.pi / 2).abs().max() < 0.01
+    order = torch.atan2(u[:, 1], u[:, 0]) - torch.atan2(u[0, 1], u[0, 0])
+    assert (order % (2 * torch.pi)).diff().min() > 0  # neighbours on the circle stay neighbours
+
+
+def test_too_few_dimensions_keep_each_class_near_its_own_mean() -> None:
+    means = _means(40, 12)
+    u = balanced_priors(means).double().numpy()
+    unit = (means / means.norm(dim=1, keepdim=True)).numpy()
+    own = (u * unit).sum(axis=1).mean()
+    assert own > 0.4
+    best = (u * means.numpy()).sum()
+    rng = np.random.default_rng(0)
+    assert all((u[rng.permutation(40)] * means.numpy()).sum() < best for _ in range(50))
+    for rotation in ortho_group.rvs(12, size=50, random_state=0):
+        assert ((u @ rotation) * means.numpy()).sum() < best
+
+
+def test_uniformity_loss_equals_a_plain_sum() -> None:
+    points = balanced_priors(_means(6, 4)).double().numpy()
+    rows = [np.log(sum(np.exp(points[i] @ points[j] / 0.3) for j in range(6) if j != i)) for i in range(6)]
+    assert uniformity_loss(points, 0.3) == pytest.approx(np.mean(rows), rel=1e-12)
+
+
+@pytest.mark.parametrize("num_dims", [12, 32])
+def test_same_means_give_the_same_priors(num_dims: int) -> None:
+    means = _means(30, num_dims)
+    assert torch.equal(balanced_priors(means), balanced_priors(means.clone()))
+
+
+def test_identical_means_in_too_few_dimensions_are_separated() -> None:
+    u = balanced_priors(torch.zeros(6, 2))
+    assert (u @ u.T).fill_diagonal_(-1).max() < 0.6  # a hexagon has 0.5
+
+
+@pytest.mark.timeout(30)
+def test_a_thousand_classes_take_seconds() -> None:
+    means, started_s = _means(1000, 64), time.perf_counter()
+    u = balanced_priors(means)
+    assert time.perf_counter() - started_s < 20
+    assert (u.norm(dim=1) - 1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (4,), (4, 0), (2, 3, 4)])
+def test_wrong_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match=r"class_means must be \[C, D\]"):
+        balanced_priors(torch.zeros(shape))
+
+
+def test_a_mean_that_is_not_finite_is_refused_by_class() -> None:
+    means = _means(5, 6)
+    means[3, 2] = float("nan")
+    with pytest.raises(DataError, match="first: class 3"):
+        balanced_priors(means)

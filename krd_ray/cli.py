@@ -245,6 +245,7 @@ def main() -> None:
     """Entry point of `krd`: errors that are meant for people are printed without a traceback."""
     from krd_ray.errors import KrdError
 
+    sys.path.insert(0, "")  # a user's own model, `my_pkg.my_mod:fn`, lies where krd is called
     try:
         app()
     except KrdError as error:

@@ -182,6 +182,7 @@ class TrainConfig(Strict):
         3, description="worker restarts before the student fails"
     )
     val_every_epochs: Count = 1
+    checkpoint_every_epochs: Count = Field(1, description="the last epoch is always checkpointed")
     progress_every_s: Positive = 1.0
     num_threads: Count | None = Field(None, description="CPU threads; null: num_cpus rounded up")
 

@@ -69,7 +69,7 @@ def train_plan(chunk_rows: Sequence[int], *, seed: int, epoch: int, rank: int, w
 
 
 def eval_plan(chunk_rows: Sequence[int], *, rank: int, world: int) -> EpochPlan:
-    """Gives each rank a contiguous part in file order; every row exactly once, parts differ by one row at most."""
+    """Gives each rank a contiguous part in file order; every row once, parts differ by one row at most."""
     num_rows = int(sum(chunk_rows))
     whole = [Piece(chunk, 0, rows) for chunk, rows in enumerate(chunk_rows)]
     return EpochPlan(tuple(_cut(whole, rank * num_rows // world, (rank + 1) * num_rows // world)), ())

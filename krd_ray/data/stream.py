@@ -64,8 +64,8 @@ class ShardSet:
         encoded = manifest.image.store == "encoded"
         if not encoded and side not in (None, manifest.image.height):
             raise DataError(
-                f"data.image_size is {side}, but the raw shards in {root} hold {manifest.image.height} px images; "
-                "write them again with another --image-size, or as --store encoded"
+                f"data.image_size is {side}, but the raw shards in {root} hold {manifest.image.height} px "
+                "images; write them again with another --image-size, or as --store encoded"
             )
         chosen = side or manifest.image.height
         if chosen is None:
@@ -90,7 +90,7 @@ class ShardSet:
 
 
 def cache_blocks(shards: ShardSet) -> ShardSet:
-    """Reads and decodes the split once into the object store, by Ray Data; the caller keeps only references."""
+    """Reads and decodes the split once into the object store, by Ray Data; only references come back."""
     pieces = [Piece(chunk, 0, rows) for chunk, rows in enumerate(shards.chunk_rows)]
     blocks = tuple(_dataset(shards, pieces).materialize().to_arrow_refs())
     if len(blocks) != len(pieces):
@@ -101,7 +101,7 @@ def cache_blocks(shards: ShardSet) -> ShardSet:
 def train_batches(
     shards: ShardSet, plan: EpochPlan, *, batch_size: int, seed: int, epoch: int, rank: int, window_rows: int
 ) -> Iterator[Batch]:
-    """Yields the plan's rows in shuffled batches: chunks in plan order, rows shuffled inside a sliding window.
+    """Yields the plan's rows in shuffled batches: chunks in plan order, rows shuffled inside a window.
 
     Args:
         shards: the split.
@@ -142,7 +142,7 @@ def sample_ids_of(shards: ShardSet) -> npt.NDArray[np.int64]:
     """Returns the sample ids of the split in file order, int64 [N]; reads that one column only."""
     files = list(dict.fromkeys(shards.files))
     tables = [pq.read_table(Path(shards.root) / file, columns=["sample_id"]) for file in files]
-    return pa.concat_tables(tables)["sample_id"].to_numpy().astype(np.int64)
+    return np.asarray(pa.concat_tables(tables)["sample_id"].to_numpy(), np.int64)
 
 
 def _cut_batches(rows: Batch, order: IntArray, batch_size: int) -> Iterator[Batch]:
@@ -194,7 +194,7 @@ class _Chunks(Datasource):
     """Row groups as a Ray Data source: one read task and one block per piece, in the given order."""
 
     def __init__(self, shards: ShardSet, pieces: Sequence[Piece]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._shards, self._pieces = shards, pieces
 
     def estimate_inmemory_data_size(self) -> int:
@@ -214,7 +214,7 @@ class _Chunks(Datasource):
         ]
 
 
-def _dataset(shards: ShardSet, pieces: Sequence[Piece]) -> ray.data.Dataset:
+def _dataset(shards: ShardSet, pieces: Sequence[Piece]) -> Any:
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False

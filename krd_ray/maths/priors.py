@@ -12,7 +12,6 @@ import logging
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment, minimize
 from torch import Tensor
 
 from krd_ray.errors import DataError, ShapeError
@@ -131,6 +130,8 @@ def _spread_points(means: Array, seed: int) -> Array:
     At t = 0.07 two points on one spot can be a local minimum, so the descent begins at higher temperatures,
     where they push each other away; a little seeded noise before each descent separates exact ties.
     """
+    from scipy.optimize import minimize  # slow to import, and only the teacher comes here
+
     noise = np.random.default_rng(seed)
     points = _unit(means)
     for temperature, max_steps in DESCENTS:
@@ -174,6 +175,8 @@ def _loss_and_gradient(points: Array, temperature: float) -> tuple[float, Array]
 
 def _match_and_rotate(points: Array, means: Array) -> Array:
     """Give each class one point, then turn all points, in turn, while trace(M U^T) grows."""
+    from scipy.optimize import linear_sum_assignment  # slow to import, and only the teacher comes here
+
     alignment = -np.inf
     for _ in range(MAX_MATCHING_ROUNDS):
         _, chosen = linear_sum_assignment(means @ points.T, maximize=True)

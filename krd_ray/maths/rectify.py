@@ -187,7 +187,6 @@ def rectify_logits(
     label_index = labels[:, None]
     largest, largest_index = z.max(dim=1, keepdim=True)
     at_label = z.gather(1, label_index)
-    largest_index = torch.where(at_label == largest, label_index, largest_index)  # a tie is no error
     return z.scatter(1, largest_index, at_label).scatter(1, label_index, largest)
 
 

@@ -73,7 +73,7 @@ def _compiled_part_loads() -> bool:
     if compiled is None or compiled.origin is None:
         return False
     try:
-        torch.ops.load_library(compiled.origin)  # type: ignore[no-untyped-call]
+        torch.ops.load_library(compiled.origin)
     except OSError:
         return False
     return True

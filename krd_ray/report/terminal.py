@@ -29,7 +29,7 @@ WIDTH_WHEN_PIPED = 140
 
 
 def print_headline(run_dir: Path) -> None:
-    """Prints one row a model, then forwards per unique view and the sharing figures where there is a teacher."""
+    """Prints one row a model, then, where there is a teacher, what sharing it saved."""
     run = read_run(run_dir)
     piped = not sys.stdout.isatty()
     console = Console(file=sys.stdout, width=WIDTH_WHEN_PIPED if piped else None, highlight=False)

@@ -23,6 +23,7 @@ from krd_ray.data.stream import ShardSet, eval_batches, sample_ids_of
 from krd_ray.errors import TeacherError
 from krd_ray.maths.rectify import Calibration, Rectifier, rectify_features, rectify_logits
 from krd_ray.maths.views import ViewSpec
+from krd_ray.models.outputs import feature_dim_of
 from krd_ray.teacher.calibrate import (
     ClassSums,
     calibration_from,
@@ -33,7 +34,7 @@ from krd_ray.teacher.calibrate import (
 from krd_ray.teacher.engine import EngineStats, TargetEngine
 from krd_ray.teacher.forward import TeacherForward
 from krd_ray.teacher.homes import home_of
-from krd_ray.teacher.messages import Float16Array, SoftTargets, TargetRequest
+from krd_ray.teacher.messages import Float16Array, Pixels, SoftTargets, TargetRequest
 from krd_ray.teacher.store import RowArray, TargetStore
 from krd_ray.teacher.weights import hash_state, load_model
 
@@ -103,7 +104,7 @@ class TeacherActor:
         normalisation = f"{card.mean}{card.std}" if card else ""
         self._hash = hash_state(net.state_dict(), spec.view.key(), normalisation, spec.precision, spec.device)
         self._model_name = spec.model or (card.model if card else "")
-        self._feature_dim = int(net.feature_dim)
+        self._feature_dim = feature_dim_of(net)
         self._forward = TeacherForward(
             net,
             card,
@@ -167,12 +168,13 @@ class TeacherActor:
         """Returns rectified soft targets for one batch; asking twice gives the same bytes.
 
         Raises:
-            TeacherError: another teacher is meant, features are asked for before calibration, or an id came twice.
+            TeacherError: another teacher is meant, an id came twice, or features came before calibration.
         """
         self._check(request)
 
         def fetch(places: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-            images = ray.get(request.pixels).images_BHWC[request.rows[places]]
+            pixels: Pixels = ray.get(request.pixels)
+            images = pixels.images_BHWC[request.rows[places]]
             self._engine.add_bytes(received=images.nbytes)
             return images
 

@@ -84,7 +84,7 @@ class TargetEngine:
         width: int,
         micro_batch: int,
         queue_rows: int,
-        on_forward: Callable[[EngineStats], None] = lambda stats: None,
+        on_forward: Callable[[EngineStats], None] = lambda _: None,
     ) -> None:
         self._forward, self._store, self._width = forward, store, width
         self._micro_batch, self._queue_rows, self._on_forward = micro_batch, queue_rows, on_forward

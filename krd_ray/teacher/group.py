@@ -100,14 +100,15 @@ class TeacherGroup:
 
 def _actor_class(resources: Resources, num_callers: int) -> Any:
     """The actor with places for every caller's window of requests, and two for control calls."""
-    return ray.remote(
-        num_cpus=resources.num_cpus,
-        num_gpus=resources.num_gpus,
-        resources=resources.custom or None,
-        max_restarts=-1,
-        max_task_retries=-1,
-        max_concurrency=num_callers + 2,
-    )(TeacherActor)
+    options: dict[str, Any] = {
+        "num_cpus": resources.num_cpus,
+        "num_gpus": resources.num_gpus,
+        "resources": resources.custom or None,
+        "max_restarts": -1,
+        "max_task_retries": -1,
+        "max_concurrency": num_callers + 2,
+    }
+    return ray.remote(**options)(TeacherActor)
 
 
 def _get_all(references: Sequence[Any]) -> list[Any]:

@@ -61,6 +61,7 @@ class TargetStore:
         self._tables: dict[int, IntArray] = {}
         self._memory: dict[int, RowArray] = {}
         self._disk: set[int] = set()
+        self._writable: dict[int, RowArray] = {}
         self._first_page = 0
         self._next_row = 0
         self._open_page = functools.lru_cache(maxsize=OPEN_DISK_PAGES)(self._map_page)
@@ -109,7 +110,7 @@ class TargetStore:
 
     def was_computed(self, view: int, position: IntArray) -> npt.NDArray[np.bool_]:
         """Returns which samples were computed once, even if their row has since been dropped, bool [B]."""
-        return np.asarray(self._table(view)[position]) != NEVER
+        return np.not_equal(self._table(view)[position], NEVER)
 
     def put(self, view: int, position: IntArray, values: RowArray) -> None:
         """Appends rows, [B, width], and makes room by the budget.
@@ -221,7 +222,6 @@ class TargetStore:
             "width": self._width,
             "page_rows": self._page_rows,
         }
-        self._writable: dict[int, RowArray] = {}
         path = self._folder / "store.json"
         if not path.exists() or json.loads(path.read_text()) != layout:
             shutil.rmtree(self._folder, ignore_errors=True)

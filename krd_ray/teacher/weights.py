@@ -19,7 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from krd_ray.errors import TeacherError
+from krd_ray.models.outputs import Classifier
 from krd_ray.models.registry import build_model
+from krd_ray.models.torchvision_nets import rename_torchvision_keys
 
 CARD_KEY = "krd_ray"
 
@@ -110,6 +112,8 @@ def load_model(
             f"set views.side to {card.image_size}"
         )
     net = build_model(name, num_classes=num_classes, image_size=image_size, seed=0)
+    if isinstance(net, Classifier) and not any(key.startswith("backbone.") for key in state):
+        state = rename_torchvision_keys(state, net)  # a checkpoint saved by plain torchvision
     _load_exactly(net, state, path, name)
     return net.eval().requires_grad_(False), card
 

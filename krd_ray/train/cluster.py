@@ -7,10 +7,12 @@ beforehand.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -19,12 +21,19 @@ from krd_ray.data.stream import READ_CPUS
 from krd_ray.errors import ResourceError
 from krd_ray.teacher.group import NAMESPACE
 
-ENVIRONMENT = {
+# Set in the driver before Ray starts; a value the user has set wins.
+EVERYWHERE = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+}
+# For a cluster that lives and dies with the driver: nothing preempts it, nobody scrapes its driver, and several
+# processes per student start at once on few cores without that being worth a warning.
+ON_THIS_MACHINE = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_worker_maximum_startup_concurrency": "8",
 }
 
 
@@ -42,24 +51,23 @@ def connected(settings: RayConfig) -> Iterator[None]:
 
     The cluster started here listens on loopback only and has no dashboard.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     if ray.is_initialized():
         yield
         return
-    for name in ("ray", "ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    common = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
-    if settings.address is None:
-        ray.init(
-            address="local",
-            num_cpus=settings.num_cpus or os.cpu_count(),
-            include_dashboard=False,
-            object_store_memory=settings.object_store_bytes,
-            **common,
-        )
-    else:
-        ray.init(address=settings.address, **common)
+    own = settings.address is None
+    for name, value in (EVERYWHERE | (ON_THIS_MACHINE if own else {})).items():
+        os.environ.setdefault(name, value)
+    for logger in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    start: dict[str, Any] = {"address": settings.address}
+    if own:
+        start = {
+            "address": "local",
+            "num_cpus": math.ceil(settings.num_cpus or os.cpu_count() or 1),
+            "include_dashboard": False,
+            "object_store_memory": settings.object_store_bytes,
+        }
+    ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **start)
     try:
         yield
     finally:

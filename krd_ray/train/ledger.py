@@ -12,8 +12,33 @@ from typing import Any
 from krd_ray.teacher.actor import read_stats
 from krd_ray.train.rundir import RunDir
 
-SUMMED = ["requests", "rows", "hits", "joined", "forwards", "unique_views", "forward_calls", "padded_rows", "bytes_in", "bytes_out", "busy_s", "cpu_s", "process_cpu_s", "idle_s"]
-STUDENT_SUMS = ["compute_s", "wait_targets_s", "wait_data_s", "cpu_s", "step_cpu_s", "requests", "retries", "teacher_restarts", "bytes_received"]
+SUMMED = [
+    "requests",
+    "rows",
+    "hits",
+    "joined",
+    "forwards",
+    "unique_views",
+    "forward_calls",
+    "padded_rows",
+    "bytes_in",
+    "bytes_out",
+    "busy_s",
+    "cpu_s",
+    "process_cpu_s",
+    "idle_s",
+]
+STUDENT_SUMS = [
+    "compute_s",
+    "wait_targets_s",
+    "wait_data_s",
+    "cpu_s",
+    "step_cpu_s",
+    "requests",
+    "retries",
+    "teacher_restarts",
+    "bytes_received",
+]
 
 
 def build_ledger(
@@ -37,7 +62,7 @@ def build_ledger(
     """
     entries = {name: _student_entry(run, name) for name in students}
     teacher = _teacher_entry(run.teacher) if taught else None
-    ledger = {
+    ledger: dict[str, Any] = {
         "students": entries,
         "teacher": teacher,
         "forwards_per_unique_view": None,

@@ -128,9 +128,10 @@ class _Worker:
         for epoch in range(self.epoch, self.spec.train.epochs):
             torch.manual_seed(_derived_seed(self.spec.seed, self.rank, epoch))
             self._train_epoch(epoch)
-            if self._validates(epoch):
-                self._validate(epoch)
-            self._checkpoint(epoch)
+            if self.spec.val_shards is not None and self._is_due(epoch, self.spec.train.val_every_epochs):
+                self._validate(epoch, self.spec.val_shards)
+            if self._is_due(epoch, self.spec.train.checkpoint_every_epochs):
+                self._checkpoint(epoch)
         if self.rank == 0:
             self._export()
 
@@ -274,17 +275,13 @@ class _Worker:
         for group in self.optimizer.param_groups:
             group["lr"] = self.spec.train.lr * self.factor(epochs_done)
 
-    def _validates(self, epoch: int) -> bool:
-        last = epoch == self.spec.train.epochs - 1
-        return self.spec.val_shards is not None and (
-            last or (epoch + 1) % self.spec.train.val_every_epochs == 0
-        )
+    def _is_due(self, epoch: int, every: int) -> bool:
+        return (epoch + 1) % every == 0 or epoch == self.spec.train.epochs - 1
 
-    def _validate(self, epoch: int) -> None:
-        assert self.spec.val_shards is not None
+    def _validate(self, epoch: int, shards: ShardSet) -> None:
         predictions = run_split(
             self.student.net,
-            self.spec.val_shards,
+            shards,
             self.spec.view,
             batch_size=2 * self.spec.train.batch_size,
             device=self.device,

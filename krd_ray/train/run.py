@@ -110,8 +110,9 @@ def _write_start(prepared: Prepared, run: RunDir) -> None:
         return
     run.create()
     write_json(run.root / "environment.json", environment())
-    summary = prepared.manifest.model_dump(mode="json") | {"content_hash": prepared.manifest.content_hash}
-    write_json(run.dataset, summary)
+    manifest = prepared.manifest
+    known_as = {"name": Path(prepared.config.data.dir).name, "content_hash": manifest.content_hash}
+    write_json(run.dataset, manifest.model_dump(mode="json") | known_as)
     run.config.write_text(dump_config(prepared.config), encoding="utf-8")
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from krd_ray.config import TrainConfig
+from krd_ray.models.outputs import feature_dim_of
 from krd_ray.models.registry import build_model
 
 
@@ -32,7 +33,7 @@ class Student(nn.Module):
         if teacher_dim is not None:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
-                self.projector = nn.Linear(int(net.feature_dim), teacher_dim, bias=False)
+                self.projector = nn.Linear(feature_dim_of(net), teacher_dim, bias=False)
 
     def forward(self, view_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns logits [B, C] and projected features [B, D_t], None without a projector."""
@@ -59,7 +60,7 @@ def build_optimizer(module: nn.Module, train: TrainConfig) -> torch.optim.Optimi
 def lr_factor(train: TrainConfig) -> Callable[[float], float]:
     """Returns the schedule: epochs done, as a fraction too, -> factor on the learning rate.
 
-    Linear warm-up over `warmup_epochs`, then constant, steps by gamma at the milestones, or half a cosine to 0.
+    Linear warm-up over `warmup_epochs`, then constant, steps by gamma at the milestones, or half a cosine.
 
     Example:
         >>> factor = lr_factor(TrainConfig(epochs=10, schedule="cosine"))

@@ -41,6 +41,7 @@ class StudentRun:
     def start(self) -> None:
         """Begins training in the background."""
         self.folder.error.unlink(missing_ok=True)
+        write_json(self.folder.result, summarise(self._spec, "started", None))
         self._thread.start()
 
     @property
@@ -53,7 +54,7 @@ class StudentRun:
     def finish(self) -> dict[str, Any]:
         """Waits for the end, writes result.json and returns its content."""
         self._thread.join()
-        result = summarise(self._spec, self._error)
+        result = summarise(self._spec, "failed" if self._error else "finished", self._error)
         write_json(self.folder.result, result)
         return result
 
@@ -81,7 +82,7 @@ def run_together(
     on_tick({run.name: run.state for run in runs})
 
 
-def summarise(spec: WorkerSpec, error: str | None) -> dict[str, Any]:
+def summarise(spec: WorkerSpec, status: str, error: str | None) -> dict[str, Any]:
     """Returns the content of result.json from the rows the student wrote."""
     rows = StudentDir(Path(spec.folder)).rows()
     train = {row["epoch"]: row for row in rows if row["split"] == "train"}
@@ -92,7 +93,7 @@ def summarise(spec: WorkerSpec, error: str | None) -> dict[str, Any]:
         "student": spec.student,
         "model": spec.model,
         "loss_name": spec.loss.label(),
-        "status": "failed" if error else "finished",
+        "status": status,
         "error": error,
         "epochs_done": len(train),
         "num_params": info.num_params,

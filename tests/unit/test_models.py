@@ -6,13 +6,7 @@ Does not train anything.
 from __future__ import annotations
 
 import copy
-import importlib.util
-import shutil
-import subprocess
-import sys
-import textwrap
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,19 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from krd_ray.errors import ConfigError
-from krd_ray.models import torchvision_import
 from krd_ray.models.cifar_resnet import BasicBlock, PadShortcut, make_shortcut
 from krd_ray.models.model_cost import build_on_meta, count_flops
 from krd_ray.models.outputs import Classifier, ModelOutput, feature_dim_of
 from krd_ray.models.registry import build_model, describe_model, list_models
-from krd_ray.models.torchvision_import import import_torchvision
-from krd_ray.models.torchvision_nets import (
-    REFUSED,
-    build_torchvision_on_meta,
-    find_head,
-    rename_torchvision_keys,
-    torchvision_names,
-)
 from krd_ray.models.wide_resnet import PreActivationBlock
 
 OWN_NAMES = list_models()
@@ -50,20 +35,6 @@ PUBLISHED_NUM_PARAMS = {
     ("resnet8x4", 100): 1_233_540,
     ("resnet32x4", 100): 7_433_860,
 }
-
-# Name, side: one small member of each family that is cheap enough to run.
-SMALL_TORCHVISION = [
-    ("resnet18", 32),
-    ("mobilenet_v3_small", 32),
-    ("shufflenet_v2_x0_5", 32),
-    ("mnasnet0_5", 32),
-    ("regnet_y_400mf", 32),
-    ("efficientnet_b0", 32),
-    ("densenet121", 32),
-    ("convnext_tiny", 32),
-    ("swin_t", 32),
-    ("googlenet", 32),
-]
 
 
 def images(num: int, side: int, seed: int = 0) -> Tensor:
@@ -280,139 +251,6 @@ def test_weights_load_from_a_plain_dict_as_safetensors_gives(name: str) -> None:
     assert torch.equal(source(images(2, 32)).logits, target(images(2, 32)).logits)
 
 
-def test_renamed_torchvision_weights_keep_their_version() -> None:
-    model = build_torchvision_on_meta("mnasnet0_5", num_classes=5, image_size=32)
-    original = import_torchvision().models.mnasnet0_5(weights=None, num_classes=5)
-    renamed = rename_torchvision_keys(original.state_dict(), model)
-    assert set(renamed) == set(model.state_dict())
-    assert getattr(renamed, "_metadata", {})["backbone"] == {"version": 2}
-
-
-# torchvision
-
-
-def test_every_torchvision_model_has_its_published_parameters_and_a_head_of_the_right_size() -> None:
-    models = import_torchvision().models
-    names = torchvision_names()
-    problems: dict[str, str] = {}
-    for name in names:
-        weights = next(iter(models.get_model_weights(name)))
-        side = weights.transforms.keywords["crop_size"]
-        model = build_torchvision_on_meta(name, num_classes=1000, image_size=side)
-        # torchvision counts Inception's auxiliary classifier, which is off here.
-        published = weights.meta["num_params"] - (3_326_696 if name == "inception_v3" else 0)
-        found = sum(parameter.numel() for parameter in model.parameters())
-        if (found, model.head.out_features) != (published, 1000):
-            problems[name] = f"{found} parameters, published {published}; head {model.head}"
-    assert problems == {}
-    assert len(names) == 78
-    assert set(models.list_models(module=models)) == {*names, *REFUSED}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "alexnet",
-        "resnet50",
-        "mobilenet_v3_large",
-        "regnet_x_400mf",
-        "vgg11",
-        "vit_b_32",
-        "swin_t",
-        "convnext_tiny",
-    ],
-)
-def test_torchvision_flops_are_twice_the_published_multiply_adds(name: str) -> None:
-    weights = import_torchvision().models.get_model_weights(name)["IMAGENET1K_V1"]
-    info = describe_model(f"torchvision:{name}", num_classes=1000, image_size=224)
-    assert info.num_flops / 2e9 == pytest.approx(weights.meta["_ops"], abs=1e-3)
-
-
-@pytest.mark.parametrize(("name", "side"), SMALL_TORCHVISION)
-def test_torchvision_model_gives_what_torchvision_gives(name: str, side: int) -> None:
-    settings = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
-    original = import_torchvision().models.get_model(name, weights=None, num_classes=5, **settings).eval()
-    model = build_torchvision_on_meta(name, num_classes=5, image_size=side).eval()
-    model.load_state_dict(rename_torchvision_keys(original.state_dict(), model), assign=True)
-    with torch.no_grad():
-        torch.testing.assert_close(model(images(1, side)).logits, original(images(1, side)))
-    assert_head_is_linear_in_features(model, images(1, side))
-
-
-@pytest.mark.parametrize(
-    ("name", "side"),
-    [("resnet18", 32), ("mobilenet_v3_small", 32), ("googlenet", 32), ("shufflenet_v2_x0_5", 32)],
-)
-def test_built_torchvision_model_uses_every_parameter(name: str, side: int) -> None:
-    model = build(f"torchvision:{name}", image_size=side)
-    assert_all_parameters_get_gradients(model, images(4, side))
-    assert model(images(4, side)).features.shape == (4, feature_dim_of(model))
-
-
-def test_head_is_found_where_hidden_layers_have_as_many_outputs() -> None:
-    model = build_torchvision_on_meta("vit_b_32", num_classes=768, image_size=32)
-    assert model.head_path == "heads.head"
-
-
-@pytest.mark.parametrize(("name", "side"), [("alexnet", 32), ("vit_b_16", 100), ("maxvit_t", 32)])
-def test_side_that_a_torchvision_model_cannot_take_is_refused(name: str, side: int) -> None:
-    with pytest.raises(ConfigError, match=f"'torchvision:{name}' cannot take images of {side}x{side}"):
-        build(f"torchvision:{name}", image_size=side)
-
-
-def test_vision_transformer_is_built_for_the_image_size() -> None:
-    model = build_torchvision_on_meta("vit_b_32", num_classes=5, image_size=64)
-    assert model.get_parameter("backbone.encoder.pos_embedding").shape == (1, 1 + 4, 768)
-
-
-def test_squeezenet_is_refused_with_the_reason() -> None:
-    with pytest.raises(ConfigError, match="rectified convolution"):
-        build("torchvision:squeezenet1_1", image_size=64)
-    assert "torchvision:squeezenet1_1" not in list_models(include_torchvision=True)
-
-
-def test_network_without_a_linear_classifier_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no linear layer with 4 outputs"):
-        find_head(nn.Sequential(nn.Linear(3, 5)), num_classes=4)
-
-
-def test_importing_the_models_does_not_import_torchvision() -> None:
-    code = "import sys, krd_ray.models.registry; print('torchvision' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert done.stdout.strip() == "False"
-
-
-def test_torchvision_transforms_work_after_the_import() -> None:
-    torchvision = import_torchvision()
-    assert torchvision is import_torchvision()
-    from torchvision.transforms import v2
-
-    assert v2.functional.resize(torch.zeros(3, 8, 8), [4, 4]).shape == (3, 4, 4)
-
-
-@pytest.mark.parametrize(("content", "loads"), [(None, False), ("broken", False), ("working", True)])
-def test_compiled_part_is_tried_before_operators_are_declared(
-    content: str | None, loads: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = tmp_path / "torchvision"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    compiled = importlib.util.find_spec("_ctypes")
-    assert compiled is not None
-    assert compiled.origin is not None
-    if content == "working":  # any library that loads stands in for torchvision's
-        shutil.copy(compiled.origin, package / "_C.so")
-    elif content == "broken":
-        (package / "_C.so").write_bytes(b"not a library")
-    spec = importlib.util.spec_from_file_location(
-        "torchvision", package / "__init__.py", submodule_search_locations=[str(package)]
-    )
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: spec)
-    assert torchvision_import._compiled_part_loads() is loads
-
-
 # Names and numbers that are refused
 
 
@@ -452,106 +290,6 @@ def test_impossible_numbers_are_refused(name: str, num_classes: int, image_size:
 def test_feature_dim_of_a_foreign_module_is_refused() -> None:
     with pytest.raises(ConfigError, match="Linear has no integer attribute feature_dim"):
         feature_dim_of(nn.Linear(2, 2))
-
-
-# Users' own models
-
-USERS_MODULE = """
-    import torch
-    from torch import nn
-
-    class Net(nn.Module):
-        def __init__(self, num_classes, answer):
-            super().__init__()
-            self.body = nn.Conv2d(3, 6, 3)
-            self.head = nn.Linear(6, num_classes)
-            self.dropout = nn.Dropout(0.5).eval()  # a part that its owner keeps in evaluation mode
-            self.answer = answer
-
-        def forward(self, x):
-            features = self.body(x).mean(dim=(2, 3))
-            return self.answer(self.head(features), features)
-
-    def good(num_classes, image_size):
-        return Net(num_classes, lambda logits, features: (logits, features))
-
-    def also_good(**settings):
-        return good(**settings)
-
-    def logits_only(num_classes, image_size):
-        return Net(num_classes, lambda logits, features: logits)
-
-    def swapped(num_classes, image_size):
-        return Net(num_classes, lambda logits, features: (features, logits))
-
-    def flat(num_classes, image_size):
-        return Net(num_classes, lambda logits, features: (logits, features.mean(dim=1)))
-
-    def three(num_classes, image_size):
-        return Net(num_classes, lambda logits, features: (logits, features, features))
-
-    def no_module(num_classes, image_size):
-        return "resnet20"
-
-    def wrong_arguments(classes):
-        return good(classes, 8)
-
-    def crashes(num_classes, image_size):
-        return nn.Linear(3, 4)
-
-    not_callable = 3
-"""
-
-
-@pytest.fixture
-def users_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "users_nets.py").write_text(textwrap.dedent(USERS_MODULE))
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "users_nets", raising=False)
-    return "users_nets"
-
-
-@pytest.mark.parametrize("fn", ["good", "also_good"])
-def test_users_model_is_built_and_described(users_module: str, fn: str) -> None:
-    name = f"{users_module}:{fn}"
-    model = build(name, num_classes=5)
-    output = model(images(2, 8))
-    assert isinstance(output, ModelOutput)
-    assert output.logits.shape == (2, 5)
-    info = describe_model(name, num_classes=5, image_size=8)
-    assert info == (name, 3 * 6 * 9 + 6 + 6 * 5 + 5, 2 * (36 * 6 * 27 + 30), 6)
-    assert feature_dim_of(model) == 6
-
-
-def test_trying_a_users_model_keeps_its_training_flags_and_the_seed(users_module: str) -> None:
-    first, again = build(f"{users_module}:good", seed=1), build(f"{users_module}:good", seed=1)
-    assert torch.equal(first.get_parameter("net.head.weight"), again.get_parameter("net.head.weight"))
-    assert first.training
-    assert not first.get_submodule("net.dropout").training
-
-
-@pytest.mark.parametrize(
-    ("fn", "message"),
-    [
-        ("logits_only", r"returned a torch.float32 tensor of shape \[2, 10\]; expected logits \[B, 10\]"),
-        ("swapped", "returned logits for 6 classes; expected"),
-        ("flat", r"returned a tuple of .*shape \[2\].* for 2 images; expected"),
-        ("three", "returned a tuple of .*expected .*tuple of two"),
-        ("no_module", "must return a torch.nn.Module, returned str"),
-        ("wrong_arguments", r"called as fn\(num_classes=..., image_size=...\)"),
-        ("crashes", "failed on a batch of 2 RGB images of 8x8 pixels: RuntimeError"),
-        ("not_callable", "has no callable 'not_callable'"),
-        ("goood", "has no callable 'goood'; nearest: good"),
-    ],
-)
-def test_users_model_outside_the_contract_is_refused(users_module: str, fn: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        build(f"{users_module}:{fn}")
-
-
-def test_users_module_that_cannot_be_imported_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"cannot import no_such_package\.nets"):
-        build("no_such_package.nets:fn")
 
 
 # Building without memory

@@ -350,27 +350,32 @@ def test_full_disk_is_a_clear_error(tmp_path, monkeypatch):
         write_shards(MadeSource(), tmp_path / "set", SMALL)
 
 
-def test_memory_stays_far_below_the_size_of_the_set(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards_module, "BUFFER_BYTES", 1 << 17)
-    peaks: list[int] = []
+def test_memory_does_not_grow_with_the_size_of_the_set(tmp_path, monkeypatch):
+    buffer_bytes, image_bytes = 1 << 17, 32 * 32 * 3
+    monkeypatch.setattr(shards_module, "BUFFER_BYTES", buffer_bytes)
+    buffered: list[int] = []
     original = Spill.flush
 
     def spy(self: Spill) -> None:
-        peaks.append(self.peak_bytes)
+        buffered.append(self.peak_bytes)
         original(self)
 
     monkeypatch.setattr(Spill, "flush", spy)
-    source = MadeSource(per_class=400, side=32, num_test=3)
     options = ShardOptions(val_per_class=0, store="raw", rows_per_shard=60, row_group_rows=20)
-    set_bytes = 1200 * 32 * 32 * 3
-    tracemalloc.start()
-    manifest = write_shards(source, tmp_path / "set", options)
-    peak_bytes = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert len(peaks) > 20
-    assert max(peaks) < (1 << 17) + 32 * 32 * 3 + 1000, "buffers are written out when full"
-    assert peak_bytes < set_bytes / 3
-    assert max(shard.num_bytes for shard in manifest.splits["train"].shards) < set_bytes / 10
+
+    def peak_bytes(per_class: int) -> int:
+        source = MadeSource(per_class=per_class, side=32, num_test=3)
+        tracemalloc.start()
+        write_shards(source, tmp_path / str(per_class), options)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    peak_bytes(20)  # what is imported on first use stays out of the comparison
+    growth = peak_bytes(400) - peak_bytes(100)
+    assert len(buffered) > 20
+    assert max(buffered) < buffer_bytes + image_bytes + 1000, "buffers are written out when full"
+    assert growth < 0.1 * (400 - 100) * 3 * image_bytes
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from krd_ray.errors import ConfigError, DataError, ShapeError
-from krd_ray.maths import views
+from krd_ray.maths import view_pixels, views
 from krd_ray.maths.views import ViewSpec, counter_uniform, eval_view, train_view
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.2, 0.25, 0.3)
@@ -120,6 +120,17 @@ def test_pixels_are_bit_identical_whatever_the_number_of_threads(name: str) -> N
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("name", ["none_resampled", "boxes_up", "boxes_down_colour"])
+def test_pixels_do_not_depend_on_how_many_images_are_resampled_at_once(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, ids = _images(11), _ids(11)
+    at_once = train_view(images, ids, 0, SPECS[name])
+    for num_values in (1, 3 * 8 * 8 * 4):  # one image, four images
+        monkeypatch.setattr(view_pixels, "CACHE_VALUES", num_values)
+        assert torch.equal(train_view(images, ids, 0, SPECS[name]), at_once)
 
 
 @pytest.mark.parametrize("name", SPECS)

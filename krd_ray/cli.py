@@ -243,14 +243,14 @@ def _print_table(run_dir: Path) -> None:
 
 def main() -> None:
     """Entry point of `krd`: errors that are meant for people are printed without a traceback."""
-    from krd_ray.errors import KrdError
+    from krd_ray.errors import Interrupted, KrdError
 
     sys.path.insert(0, "")  # a user's own model, `my_pkg.my_mod:fn`, lies where krd is called
     try:
         app()
     except KrdError as error:
         typer.echo(f"error: {error.message}", err=True)
-        sys.exit(1)
+        sys.exit(130 if isinstance(error, Interrupted) else 1)
 
 
 if __name__ == "__main__":

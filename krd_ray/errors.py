@@ -45,5 +45,9 @@ class NonFiniteLossError(KrdError):
     """A loss became NaN or infinite; the last good checkpoint stays."""
 
 
+class Interrupted(KrdError):
+    """The person or the machine asked the driver to stop (SIGINT, SIGTERM)."""
+
+
 class RunError(KrdError):
     """A run directory cannot be used, or at least one student did not finish."""

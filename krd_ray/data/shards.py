@@ -158,8 +158,6 @@ def _start(out_dir: Path) -> None:
 def _write(
     source: Source, request: _Request, plan: SplitPlan, out_dir: Path, options: ShardOptions
 ) -> Manifest:
-    for warning in plan.warnings:
-        log.warning("%s", warning)
     router = Router.of(plan, len(request.test_labels), options)
     spill = Spill(out_dir / PARTIAL_FOLDER, BUFFER_BYTES)
     first_pass = FirstPass(source.classes, options, request.train_labels, request.test_labels)

@@ -189,7 +189,11 @@ def ledger_facts(run: Run) -> list[tuple[str, str, str]]:
     shared = "one student cannot gain by sharing" if alone else "share of the possible gain"
     return [
         ("Forwards per unique view", number(ledger.get("forwards_per_unique_view"), 3), "ideal 1.000"),
-        ("A", times(ledger.get("A")), f"measured against a teacher inside each student's process, {unit}"),
+        (
+            "A",
+            times(ledger.get("A")),
+            f"N runs with a teacher inside each, from this run's own costs, over what this run took, {unit}",
+        ),
         ("A*", times(bound), "the bound: (N·C_T + ΣC_i) / (C_T + ΣC_i)"),
         ("η = A / A*", number(ledger.get("eta"), 3), shared),
         ("Driver bytes, pixels", byte_size(driver.get("pixels")), "ideal 0"),

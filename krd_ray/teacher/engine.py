@@ -255,8 +255,9 @@ class TargetEngine:
         if work.error is not None:
             return
         try:
-            self._stats.unique_views += int((~self._store.was_computed(work.view, work.position)).sum())
+            fresh = int((~self._store.was_computed(work.view, work.position)).sum())
             self._stats.forwards += len(values)
             self._store.put(work.view, work.position, values)
+            self._stats.unique_views += fresh
         except TeacherError as error:
             work.error = error

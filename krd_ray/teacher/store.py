@@ -180,16 +180,17 @@ class TargetStore:
 
     def _spill(self, page: int) -> None:
         """Moves the oldest page from memory to disk, or drops it where the disk budget is nothing."""
-        values = self._memory.pop(page)
         if self._page_bytes > self._disk_budget:
             self._first_page = page + 1
-            return
-        self._create_page(page)[:] = values
-        self._disk.add(page)
+        else:
+            self._create_page(page)[:] = self._memory[page]
+            self._disk.add(page)
+        del self._memory[page]  # last: after a full disk the page is still here
 
     def _drop(self, page: int) -> None:
         self._disk.remove(page)
         self._page_path(page).unlink(missing_ok=True)
+        self._open_page.cache_clear()  # a page that is still mapped would keep its place on the disk
         self._first_page = page + 1
 
     def _page_path(self, page: int) -> Path:
@@ -204,6 +205,7 @@ class TargetStore:
                 file.write(bytes(self._page_bytes))
             return np.memmap(path, dtype=np.float16, mode="r+", shape=(self._page_rows, self._width))
         except OSError as error:
+            path.unlink(missing_ok=True)
             raise TeacherError(
                 f"the target store cannot write {path} ({error.strerror}); free space there, "
                 "lower teacher.disk_bytes or set teacher.spill_dir to another disk"

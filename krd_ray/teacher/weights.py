@@ -24,6 +24,17 @@ from krd_ray.models.registry import build_model
 from krd_ray.models.torchvision_nets import rename_torchvision_keys
 
 CARD_KEY = "krd_ray"
+# What torch.load(weights_only=True) raises on files that are damaged or hold more than tensors.
+NOT_A_STATE_DICT = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelCard | None]:
         return _read_safetensors(path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except NOT_A_STATE_DICT as error:
         raise TeacherError(
             f"{path} is not a plain state_dict ({type(error).__name__}); only tensors are loaded, never "
             "pickled objects: save it again with torch.save(model.state_dict(), path) or as safetensors"
@@ -95,7 +106,8 @@ def load_model(
     Returns:
         The model in eval mode on the CPU, and the card if the file has one.
     Raises:
-        TeacherError: name unknown, other class count, other image size, or tensors that do not fit.
+        TeacherError: no name given or found, other class count, other image size, or tensors that do not fit.
+        ConfigError: no model of that name.
     """
     state, card = read_weights(path)
     name = model or (card.model if card else None)
@@ -127,10 +139,18 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelCard | None]:
         raise TeacherError(
             f"{path} is not a readable safetensors file ({error}); copy or write it again"
         ) from error
-    if card is None:
-        return state, None
-    values = json.loads(card)
-    return state, ModelCard(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+    return state, None if card is None else _parse_card(card, path)
+
+
+def _parse_card(card: str, path: Path) -> ModelCard:
+    try:
+        values = json.loads(card)
+        return ModelCard(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+    except (ValueError, LookupError, TypeError) as error:
+        raise TeacherError(
+            f"{path}: its {CARD_KEY} header is not one this version writes ({error}); "
+            "write the file again with `krd teacher`"
+        ) from error
 
 
 def _load_exactly(net: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:

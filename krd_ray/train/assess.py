@@ -42,7 +42,8 @@ def evaluate_run(folder: Path, *, again: bool = False) -> dict[str, Any]:
     test = ShardSet.open(Path(prepared.config.data.dir), prepared.manifest, "test", side=prepared.train.side)
     with connected(prepared.config.ray):
         task = ray.remote(num_cpus=0.25, num_gpus=_gpus(prepared))(evaluate_models)
-        results = ray.get(task.remote(models, test, prepared.view, prepared.class_counts))
+        taught_by = "teacher" if prepared.config.teacher else None
+        results = ray.get(task.remote(models, test, prepared.view, prepared.class_counts, teacher=taught_by))
     evaluation = {"split": "test", "num_samples": test.num_rows, "models": results}
     write_json(run.evaluation, evaluation)
     return evaluation

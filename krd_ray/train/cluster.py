@@ -9,16 +9,19 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import ray
 
 from krd_ray.config import RayConfig, RunConfig
 from krd_ray.data.stream import READ_CPUS
-from krd_ray.errors import ResourceError
+from krd_ray.errors import Interrupted, ResourceError
 from krd_ray.teacher.group import NAMESPACE
 
 # Set in the driver before Ray starts; a value the user has set wins.
@@ -69,9 +72,29 @@ def connected(settings: RayConfig) -> Iterator[None]:
         }
     ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **start)
     try:
-        yield
+        with _interruptible():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turns SIGINT and SIGTERM into `Interrupted` for the time of the block; Ray has set handlers of its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del frame
+        raise Interrupted(f"stopped by {signal.Signals(number).name}")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def demands_of(config: RunConfig, *, streams: bool) -> list[Demand]:
@@ -91,7 +114,7 @@ def demands_of(config: RunConfig, *, streams: bool) -> list[Demand]:
 
 
 def check_resources(demands: Sequence[Demand], nodes: Sequence[dict[str, float]]) -> None:
-    """Checks that all processes fit on the nodes at the same time (first fit, largest first).
+    """Checks that all processes fit on the nodes at the same time: scarcest first, where least else is wasted.
 
     Args:
         demands: what will run together.
@@ -100,8 +123,9 @@ def check_resources(demands: Sequence[Demand], nodes: Sequence[dict[str, float]]
         ResourceError: naming the first process that finds no place, and what the run and the cluster have.
     """
     free = [dict(node) for node in nodes]
-    for demand in sorted(demands, key=lambda d: sorted(d.resources.items()), reverse=True):
-        place = next((node for node in free if _fits(demand.resources, node)), None)
+    for demand in sorted(demands, key=_scarcity, reverse=True):
+        places = [node for node in free if _fits(demand.resources, node)]
+        place = min(places, key=_kinds_of, default=None)
         if place is None:
             raise ResourceError(
                 f"{demand.who} needs {_text(demand.resources)} and finds no place: the run needs "
@@ -117,6 +141,17 @@ def check_resources(demands: Sequence[Demand], nodes: Sequence[dict[str, float]]
 def living_nodes() -> list[dict[str, float]]:
     """Returns the resources of every living node of the connected cluster."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _scarcity(demand: Demand) -> tuple[float, float, float]:
+    """Orders processes: custom resources and GPUs before CPUs, so that CPU work does not take their nodes."""
+    cpus, gpus = demand.resources.get("CPU", 0.0), demand.resources.get("GPU", 0.0)
+    return (sum(demand.resources.values()) - cpus - gpus, gpus, cpus)
+
+
+def _kinds_of(node: dict[str, float]) -> int:
+    """Kinds of resources that a node still has, Ray's own bookkeeping left out."""
+    return sum(amount > 1e-9 for amount in _total([node]).values())
 
 
 def _fits(wanted: dict[str, float], node: dict[str, float]) -> bool:

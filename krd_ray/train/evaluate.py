@@ -58,28 +58,31 @@ def evaluate_models(
     view: ViewSpec,
     class_counts: tuple[int, ...],
     *,
+    teacher: str | None,
     batch_size: int = 256,
 ) -> dict[str, Any]:
-    """Evaluates several models on one split in one process; the entry `teacher`, if any, comes first.
+    """Evaluates several models on one split in one process.
 
     Args:
         models: name -> {"weights": path, "model": registry name or None}.
         shards: the split.
         view: as in training; each model's own mean and std win.
         class_counts: n_c of the training split, for the groups.
+        teacher: the name whose predictions the others' agreement is counted against; None for no teacher.
+        batch_size: rows of a forward.
     Returns:
         name -> model, num_params, num_flops, metrics, per_class_accuracy.
     """
     results: dict[str, Any] = {}
     teacher_logits: Tensor | None = None
-    for name in sorted(models, key=lambda name: name != "teacher"):
+    for name in sorted(models, key=lambda name: name != teacher):
         predictions = list(_predict(models[name], shards, view, class_counts, batch_size))
         counts = count_split(iter(predictions), len(class_counts), teacher_logits)
-        if name == "teacher":
+        if name == teacher:
             teacher_logits = torch.cat([logits for logits, _ in predictions])
         results[name] = {
             **_describe(models[name], view, len(class_counts)),
-            "role": "teacher" if name == "teacher" else "student",
+            "role": "teacher" if name == teacher else "student",
             "metrics": counts.metrics(torch.tensor(class_counts)),
             "per_class_accuracy": counts.per_class_accuracy(),
         }

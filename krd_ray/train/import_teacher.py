@@ -42,7 +42,9 @@ def import_teacher(config: RunConfig, weights: Path, out: Path) -> ModelCard:
         with connected(config.ray):
             task = ray.remote(num_cpus=0.25)(evaluate_models)
             results = ray.get(
-                task.remote({"imported": entry}, prepared.val, prepared.view, prepared.class_counts)
+                task.remote(
+                    {"imported": entry}, prepared.val, prepared.view, prepared.class_counts, teacher=None
+                )
             )
         accuracy = results["imported"]["metrics"]["balanced"]
     card = ModelCard(

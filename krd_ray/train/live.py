@@ -45,7 +45,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Prints one line above the table."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def refresh(self, states: dict[str, str]) -> None:
         """Reads what is new and shows it."""

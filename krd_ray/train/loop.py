@@ -127,9 +127,10 @@ class _Worker:
         """Trains the epochs that are left, then exports the weights."""
         for epoch in range(self.epoch, self.spec.train.epochs):
             torch.manual_seed(_derived_seed(self.spec.seed, self.rank, epoch))
-            self._train_epoch(epoch)
+            counted = self._train_epoch(epoch)
             if self.spec.val_shards is not None and self._is_due(epoch, self.spec.train.val_every_epochs):
                 self._validate(epoch, self.spec.val_shards)
+            self._write("coverage", epoch, **counted)  # the epoch's last row: readers wait for it
             if self._is_due(epoch, self.spec.train.checkpoint_every_epochs):
                 self._checkpoint(epoch)
         if self.rank == 0:
@@ -160,7 +161,8 @@ class _Worker:
             timeout_s=spec.teacher.timeout_s,
         )
 
-    def _train_epoch(self, epoch: int) -> None:
+    def _train_epoch(self, epoch: int) -> dict[str, Any]:
+        """Trains one epoch and returns which samples all ranks together have seen."""
         spec, started, cpu = self.spec, time.perf_counter(), time.process_time()
         plan = plan_epoch(
             spec.train_shards, seed=spec.shuffle_seed, epoch=epoch, rank=self.rank, world=self.world
@@ -185,8 +187,7 @@ class _Worker:
                 self._log_epoch("progress", epoch, sums, seen, shown - started, before, waits, cpu)
         self._log_epoch("train", epoch, sums, seen, time.perf_counter() - started, before, waits, cpu)
         left_out = self.sample_ids[list(plan.left_out)]
-        counted = coverage(np.sort(self.sample_ids), seen, left_out.tolist(), self.device)
-        self._write("coverage", epoch, **counted)
+        return coverage(np.sort(self.sample_ids), seen, left_out.tolist(), self.device)
 
     def _batches(
         self, plan: EpochPlan, epoch: int, waits: ClientStats

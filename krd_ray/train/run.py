@@ -6,6 +6,7 @@ Does not train (`loop` does) and does not draw (`report` does). The driver that 
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ import ray
 from krd_ray.config import RunConfig, StudentConfig
 from krd_ray.config_io import dump_config, load_config
 from krd_ray.data.stream import cache_blocks
-from krd_ray.errors import RunError
+from krd_ray.errors import Interrupted, RunError
 from krd_ray.teacher.actor import TeacherSpec, threads_for
 from krd_ray.teacher.group import TeacherGroup
 from krd_ray.teacher.messages import RECEIVED_BYTES
@@ -84,7 +85,13 @@ def _execute(prepared: Prepared, run: RunDir, students: Sequence[StudentConfig])
     if students:
         with connected(config.ray):
             prepared = _check_and_cache(prepared, run)
-            _train(prepared, run, students)
+            try:
+                _train(prepared, run, students)
+            except Interrupted as error:
+                raise Interrupted(
+                    f"{error.message}; the last checkpoint of every student is kept, continue with "
+                    f"`krd distill --resume {run.root}`"
+                ) from error
             _write_ledger(prepared, run)
     results = [read_json(run.student(student.name).result) for student in config.students]
     return Outcome(run, results)
@@ -111,7 +118,7 @@ def _write_start(prepared: Prepared, run: RunDir) -> None:
     run.create()
     write_json(run.root / "environment.json", environment())
     manifest = prepared.manifest
-    known_as = {"name": Path(prepared.config.data.dir).name, "content_hash": manifest.content_hash}
+    known_as = {"name": str(manifest.source["kind"]), "content_hash": manifest.content_hash}
     write_json(run.dataset, manifest.model_dump(mode="json") | known_as)
     run.config.write_text(dump_config(prepared.config), encoding="utf-8")
 
@@ -152,7 +159,7 @@ def _teacher(
         [_teacher_spec(prepared, run, replica) for replica in range(config.replicas)],
         config.resources,
         num_callers=callers,
-        name=f"teacher-{prepared.config.name}",
+        name=f"teacher-{prepared.config.name}-{uuid.uuid4().hex[:8]}",
     )
     guess = 1 / prepared.manifest.num_classes
     side = prepared.train.side

@@ -54,7 +54,8 @@ def build_optimizer(module: nn.Module, train: TrainConfig) -> torch.optim.Optimi
     groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     if train.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=train.lr)
-    return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=train.nesterov)
+    nesterov = train.nesterov and train.momentum > 0  # without momentum both are plain SGD; torch refuses
+    return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=nesterov)
 
 
 def lr_factor(train: TrainConfig) -> Callable[[float], float]:
@@ -71,7 +72,7 @@ def lr_factor(train: TrainConfig) -> Callable[[float], float]:
 
     def factor(epoch: float) -> float:
         if epoch < train.warmup_epochs:
-            return (epoch + 1e-3) / train.warmup_epochs
+            return min((epoch + 1e-3) / train.warmup_epochs, 1.0)
         if train.schedule == "cosine":
             span = max(train.epochs - train.warmup_epochs, 1e-9)
             return 0.5 * (1 + math.cos(math.pi * min((epoch - train.warmup_epochs) / span, 1.0)))

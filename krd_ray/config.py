@@ -226,7 +226,7 @@ class RunConfig(Strict):
     teacher: TeacherConfig | None = None
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
-    students: Annotated[list[StudentConfig], BeforeValidator(_no_null_list), Field(min_length=1)]
+    students: Annotated[list[StudentConfig], Field(min_length=1), BeforeValidator(_no_null_list)]
     ray: RayConfig = RayConfig()
     evaluate: bool = Field(True, description="read the test split once at the end of the run")
 

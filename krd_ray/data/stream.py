@@ -23,6 +23,7 @@ from ray.data.datasource import Datasource, ReadTask
 from krd_ray.data.images import decode_image
 from krd_ray.data.manifest import Manifest
 from krd_ray.data.plan import EpochPlan, IntArray, Piece, eval_plan, shuffle_window, train_plan
+from krd_ray.data.remote_errors import unwrapped
 from krd_ray.errors import DataError
 
 READ_CPUS = 0.25
@@ -92,7 +93,8 @@ class ShardSet:
 def cache_blocks(shards: ShardSet) -> ShardSet:
     """Reads and decodes the split once into the object store, by Ray Data; only references come back."""
     pieces = [Piece(chunk, 0, rows) for chunk, rows in enumerate(shards.chunk_rows)]
-    blocks = tuple(_dataset(shards, pieces).materialize().to_arrow_refs())
+    with unwrapped():
+        blocks = tuple(_dataset(shards, pieces).materialize().to_arrow_refs())
     if len(blocks) != len(pieces):
         raise DataError(f"{shards.root}: Ray Data made {len(blocks)} blocks of {len(pieces)} row groups")
     return ShardSet(**{**shards.__dict__, "blocks": blocks})
@@ -172,8 +174,9 @@ def _blocks(shards: ShardSet, pieces: Sequence[Piece]) -> Iterator[Batch]:
         )
     else:
         tables = (ray.get(shards.blocks[p.chunk]).slice(p.start, p.num_rows) for p in pieces)
-    for table in tables:
-        yield _as_arrays(table, shards.side)
+    with unwrapped():
+        for table in tables:
+            yield _as_arrays(table, shards.side)
 
 
 def _as_arrays(table: pa.Table, side: int) -> Batch:
@@ -215,12 +218,14 @@ class _Chunks(Datasource):
 
 
 def _dataset(shards: ShardSet, pieces: Sequence[Piece]) -> Any:
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    return ray.data.read_datasource(
+    """One block per piece, in their order; settings are made on this dataset's own context."""
+    dataset = ray.data.read_datasource(
         _Chunks(shards, pieces), override_num_blocks=len(pieces), num_cpus=READ_CPUS
     )
+    dataset.context.execution_options.preserve_order = True
+    dataset.context.enable_progress_bars = False
+    dataset.context.target_max_block_size = None  # else Ray Data cuts pieces above some 190 MB in two
+    return dataset
 
 
 def _read_piece(shards: ShardSet, piece: Piece) -> list[pa.Table]:

@@ -35,7 +35,7 @@ from krd_ray.teacher.engine import EngineStats, TargetEngine
 from krd_ray.teacher.forward import TeacherForward
 from krd_ray.teacher.homes import home_of
 from krd_ray.teacher.messages import Float16Array, Pixels, SoftTargets, TargetRequest
-from krd_ray.teacher.store import RowArray, TargetStore
+from krd_ray.teacher.store import RowArray, TargetStore, lock_folder
 from krd_ray.teacher.weights import hash_state, load_model
 
 
@@ -47,6 +47,7 @@ class TeacherSpec:
         weights, model: as in the config; absolute path.
         view: what the students see.
         shards: the training split, without cached blocks.
+        dataset_hash: content hash of the shards; answers kept from other images are not used.
         class_counts: n_c of the training split.
         replica, num_replicas: which share of the samples this process is the home of.
         micro_batch, queue_rows, memory_bytes, disk_bytes, persist, precision, num_threads: as in the config.
@@ -59,6 +60,7 @@ class TeacherSpec:
     model: str | None
     view: ViewSpec
     shards: ShardSet
+    dataset_hash: str
     class_counts: tuple[int, ...]
     replica: int
     num_replicas: int
@@ -197,6 +199,7 @@ class TeacherActor:
         self._engine.close()
         stats = self.stats()
         self._store.close()
+        self._lock.close()
         return stats
 
     @property
@@ -207,9 +210,11 @@ class TeacherActor:
         spec = self._spec
         ids = sample_ids_of(spec.shards)
         width = len(spec.class_counts) + self._feature_dim
+        folder = Path(spec.store_dir) / f"replica-{spec.replica}"
+        self._lock = lock_folder(folder)
         self._store = TargetStore(
-            Path(spec.store_dir) / f"replica-{spec.replica}",
-            self._hash,
+            folder,
+            f"{self._hash}-{spec.dataset_hash}",
             ids[home_of(ids, spec.num_replicas) == spec.replica],
             width,
             memory_bytes=spec.memory_bytes,

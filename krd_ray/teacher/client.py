@@ -15,6 +15,7 @@ import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
+from krd_ray.data.remote_errors import own_error
 from krd_ray.data.stream import Batch
 from krd_ray.errors import TeacherError
 from krd_ray.maths.rectify import Rectifier
@@ -153,7 +154,7 @@ class TeacherClient:
                 ) from error
             except (RayActorError, ObjectLostError, RayTaskError) as error:
                 if not _worth_repeating(error):
-                    raise
+                    raise own_error(error) or error from None
                 last = str(error).splitlines()[0]
                 self.stats.retries += 1
                 request = TargetRequest(**{**request.__dict__, "pixels": ray.put(Pixels(batch.images_BHWC))})

@@ -73,7 +73,7 @@ class TargetEngine:
         store: where outputs are kept; used by this engine alone.
         micro_batch: rows that the forward pads to, for the count of padded rows.
         queue_rows: rows that may wait for a forward; further requests are held back.
-        on_forward: called with the stats after each forward, outside the lock.
+        on_forward: called with the stats after each forward, outside the lock and before its answers are given out.
     """
 
     def __init__(
@@ -150,6 +150,8 @@ class TargetEngine:
     def _count_request(self, view: int, position: IntArray) -> None:
         live = self._store.rows(view, position) >= 0
         pending = self._pending_of(view)[position]
+        if self._stats.requests == 0:
+            self._cpu_before = time.process_time()
         self._stats.requests += 1
         self._stats.rows += len(position)
         self._stats.hits += int(live.sum())
@@ -216,15 +218,24 @@ class TargetEngine:
         with self._changed:
             for work, values in zip([work for work, _ in ready], outputs, strict=True):
                 self._remember(work, values)
+            self._stats.busy_s += time.perf_counter() - started
+            self._stats.cpu_s += time.process_time() - cpu
+            stats = self._snapshot()
+        self._tell(stats, works)
+        with self._changed:
             for work in works:
                 self._pending[work.view][work.position] = False
                 self._queued_rows -= len(work.position)
-            self._stats.busy_s += time.perf_counter() - started
-            self._stats.cpu_s += time.process_time() - cpu
             self._pending = {view: flags for view, flags in self._pending.items() if flags.any()}
             self._changed.notify_all()
-            stats = self._snapshot()
-        self._on_forward(stats)
+
+    def _tell(self, stats: EngineStats, works: list[_Work]) -> None:
+        """Reports the forward before anybody waiting gets its answers: a process killed then has counted them."""
+        try:
+            self._on_forward(stats)
+        except Exception as error:  # noqa: BLE001 - a full disk, say: an error of these requests, not a hang of all
+            for work in works:
+                work.error = work.error or error
 
     def _fetch(self, work: _Work) -> Images | None:
         try:

@@ -15,8 +15,9 @@ import numpy.typing as npt
 import ray
 
 from krd_ray.config import Resources
+from krd_ray.data.remote_errors import unwrapped
 from krd_ray.data.stream import ShardSet
-from krd_ray.errors import KrdError, TeacherError
+from krd_ray.errors import TeacherError
 from krd_ray.teacher.actor import TeacherActor, TeacherInfo, TeacherSpec
 
 NAMESPACE = "krd_ray"
@@ -114,11 +115,8 @@ def _actor_class(resources: Resources, num_callers: int) -> Any:
 def _get_all(references: Sequence[Any]) -> list[Any]:
     """The values; a KrdError raised in an actor arrives as itself, not wrapped in Ray's traceback."""
     try:
-        return list(ray.get(list(references)))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, KrdError):
-            raise error.cause from error
-        raise
+        with unwrapped():
+            return list(ray.get(list(references)))
     except ray.exceptions.ActorDiedError as error:
         raise TeacherError(f"the teacher did not start: {_root_message(error)}") from error
 

@@ -10,10 +10,15 @@ what was computed before and, with `persist`, finds it.
 
 from __future__ import annotations
 
+import fcntl
 import functools
+import hashlib
 import json
+import os
 import shutil
+import time
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +30,7 @@ RowArray = npt.NDArray[np.float16]
 NEVER = -1
 PAGE_BYTES = 4 << 20
 OPEN_DISK_PAGES = 256
+LOCK_WAIT_S = 10.0  # a killed process lets go of its lock at once, but may take a moment to die
 
 
 class TargetStore:
@@ -32,7 +38,7 @@ class TargetStore:
 
     Args:
         folder: for tables, spilled pages and, with `persist`, all pages; one store, one folder.
-        key: hash of weights, preprocessing, view spec and samples; a folder of another key is emptied.
+        key: hash of weights, preprocessing, view spec and images; a folder of another key is emptied.
         sample_ids: int64 [N], the samples this store is the home of.
         width: values per row.
         memory_bytes: budget of pages in memory.
@@ -104,7 +110,11 @@ class TargetStore:
         return position
 
     def rows(self, view: int, position: IntArray) -> IntArray:
-        """Returns the row of each sample in a view, int64 [B]; below 0 where there is none."""
+        """Returns the row of each sample in a view, int64 [B]; below 0 where there is none.
+
+        Raises:
+            TeacherError: the disk is full.
+        """
         rows = np.asarray(self._table(view)[position])
         return np.where(rows < self._first_page * self._page_rows, NEVER, rows)
 
@@ -160,11 +170,12 @@ class TargetStore:
     def _table(self, view: int) -> IntArray:
         if view not in self._tables:
             path = self._folder / f"view-{view}.rows"
-            fresh = not path.exists()
-            table = np.memmap(path, dtype=np.int64, mode="w+" if fresh else "r+", shape=(len(self._ids),))
-            if fresh:
-                table[:] = NEVER
-            self._tables[view] = table
+            if not path.exists():
+                try:
+                    write_atomically(path, np.full(len(self._ids), NEVER, np.int64).tobytes())
+                except OSError as error:
+                    raise _cannot_write(path, error) from error
+            self._tables[view] = np.memmap(path, dtype=np.int64, mode="r+", shape=(len(self._ids),))
         return self._tables[view]
 
     def _start_page(self, page: int) -> None:
@@ -206,10 +217,7 @@ class TargetStore:
             return np.memmap(path, dtype=np.float16, mode="r+", shape=(self._page_rows, self._width))
         except OSError as error:
             path.unlink(missing_ok=True)
-            raise TeacherError(
-                f"the target store cannot write {path} ({error.strerror}); free space there, "
-                "lower teacher.disk_bytes or set teacher.spill_dir to another disk"
-            ) from error
+            raise _cannot_write(path, error) from error
 
     def _map_page(self, page: int) -> RowArray:
         return np.memmap(
@@ -220,7 +228,7 @@ class TargetStore:
         """Takes over what an earlier process left in the folder, if it is of the same key and layout."""
         layout = {
             "key": key,
-            "num_samples": len(self._ids),
+            "samples": hashlib.sha256(self._ids.tobytes()).hexdigest(),
             "width": self._width,
             "page_rows": self._page_rows,
         }
@@ -228,7 +236,7 @@ class TargetStore:
         if not path.exists() or json.loads(path.read_text()) != layout:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.mkdir(parents=True)
-            path.write_text(json.dumps(layout))
+            write_atomically(path, json.dumps(layout).encode())
             return
         for table in self._folder.glob("view-*.rows"):
             view = int(table.stem.removeprefix("view-"))
@@ -262,3 +270,40 @@ def copy_rows(parts: list[tuple[RowArray, IntArray, IntArray]], num_rows: int, w
     for page, offsets, places in parts:
         out[places] = page[offsets]
     return out
+
+
+def _cannot_write(path: Path, error: OSError) -> TeacherError:
+    return TeacherError(
+        f"the target store cannot write {path} ({error.strerror}); free space there, "
+        "lower teacher.disk_bytes or set teacher.spill_dir to another disk"
+    )
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file so that a process that is killed leaves the whole of it or nothing under its name."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def lock_folder(folder: Path) -> IO[bytes]:
+    """Makes this process the only user of a store's folder until the returned file is closed or it dies.
+
+    Raises:
+        TeacherError: another living process uses the folder.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    file = folder.with_name(folder.name + ".lock").open("ab")
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                file.close()
+                raise TeacherError(
+                    f"another running teacher keeps its target store in {folder}; set teacher.spill_dir to a "
+                    "folder of this run's own, or wait for the other run"
+                ) from error
+            time.sleep(0.1)

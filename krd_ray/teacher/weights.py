@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,17 +23,6 @@ from krd_ray.models.registry import build_model
 from krd_ray.models.torchvision_nets import rename_torchvision_keys
 
 CARD_KEY = "krd_ray"
-# What torch.load(weights_only=True) raises on files that are damaged or hold more than tensors.
-NOT_A_STATE_DICT = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-)
 
 
 @dataclass(frozen=True)
@@ -80,7 +68,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelCard | None]:
         return _read_safetensors(path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except NOT_A_STATE_DICT as error:
+    except Exception as error:  # a damaged file makes torch's reader trip in any way
         raise TeacherError(
             f"{path} is not a plain state_dict ({type(error).__name__}); only tensors are loaded, never "
             "pickled objects: save it again with torch.save(model.state_dict(), path) or as safetensors"

@@ -41,9 +41,13 @@ def evaluate_run(folder: Path, *, again: bool = False) -> dict[str, Any]:
         raise DataError(f"{prepared.config.data.dir} has no test split to evaluate on")
     test = ShardSet.open(Path(prepared.config.data.dir), prepared.manifest, "test", side=prepared.train.side)
     with connected(prepared.config.ray):
-        task = ray.remote(num_cpus=0.25, num_gpus=_gpus(prepared))(evaluate_models)
+        remote: Any = ray.remote(num_cpus=0.25, num_gpus=_gpus(prepared))
         taught_by = "teacher" if prepared.config.teacher else None
-        results = ray.get(task.remote(models, test, prepared.view, prepared.class_counts, teacher=taught_by))
+        results = ray.get(
+            remote(evaluate_models).remote(
+                models, test, prepared.view, prepared.class_counts, teacher=taught_by
+            )
+        )
     evaluation = {"split": "test", "num_samples": test.num_rows, "models": results}
     write_json(run.evaluation, evaluation)
     return evaluation

@@ -6,6 +6,7 @@ Does not train.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -40,9 +41,9 @@ def import_teacher(config: RunConfig, weights: Path, out: Path) -> ModelCard:
     if prepared.val is not None:
         entry = {"weights": str(weights.resolve()), "model": model}
         with connected(config.ray):
-            task = ray.remote(num_cpus=0.25)(evaluate_models)
+            remote: Any = ray.remote(num_cpus=0.25)
             results = ray.get(
-                task.remote(
+                remote(evaluate_models).remote(
                     {"imported": entry}, prepared.val, prepared.view, prepared.class_counts, teacher=None
                 )
             )

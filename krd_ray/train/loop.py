@@ -5,6 +5,7 @@ Does not start anything (`launch` does) and holds no formulas. It runs inside a 
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -119,7 +120,8 @@ class _Worker:
         self.sample_ids = sample_ids_of(spec.train_shards)
         self.client = self._connect()
         self.log = MetricsLog(folder, spec.student, folder.next_attempt()) if self.rank == 0 else None
-        self.epoch, self.step = self._restore(), 0
+        self.epoch, self.step = self._restore()
+        self._write("start", self.epoch, pid=os.getpid(), num_workers=self.world, device=str(self.device))
         self.step_cpu_s = 0.0
         self.val_balanced: float | None = None
 
@@ -340,17 +342,17 @@ class _Worker:
             torch.save(state, Path(folder) / "state.pt")
             ray.train.report({"epoch": epoch}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
-    def _restore(self) -> int:
-        """Loads the last checkpoint, if there is one, and returns the epoch to start with."""
+    def _restore(self) -> tuple[int, int]:
+        """Loads the last checkpoint, if there is one, and returns the epoch and step to start with."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
-            return 0
+            return 0, 0
         with checkpoint.as_directory() as folder:
             state = torch.load(Path(folder) / "state.pt", map_location=self.device, weights_only=True)
         self.student.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        return int(state["epoch"]) + 1
+        return int(state["epoch"]) + 1, int(state["step"])
 
     def _export(self) -> None:
         spec = self.spec

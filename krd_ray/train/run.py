@@ -185,6 +185,7 @@ def _teacher_spec(prepared: Prepared, run: RunDir, replica: int) -> TeacherSpec:
         model=config.model,
         view=prepared.view,
         shards=replace(prepared.train, blocks=None),
+        dataset_hash=prepared.manifest.content_hash,
         class_counts=prepared.class_counts,
         replica=replica,
         num_replicas=config.replicas,

@@ -1,0 +1,113 @@
+"""Whole runs in which something dies or goes wrong: what survives, what is counted, what is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import krd, rows_of, start_krd, wait_for
+
+pytestmark = pytest.mark.timeout(600)
+EPOCHS = 30
+LONG = {"epochs": EPOCHS, "val_every_epochs": 10, "checkpoint_every_epochs": 1}
+
+
+def _covered(run: Path, student: str) -> list[tuple[int, int, int]]:
+    """(epoch, missed, doubled) of every epoch a student completed; the last attempt of an epoch wins."""
+    last = {
+        row["epoch"]: (row["epoch"], row["missed"], row["doubled"])
+        for row in rows_of(run, student, "coverage")
+    }
+    return [last[epoch] for epoch in sorted(last)]
+
+
+def _ledger(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "ledger.json").read_text())
+    return content
+
+
+def test_kill_9_of_the_teacher_and_of_a_student_worker_loses_nothing(
+    distill_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    students = [{"name": "hit", "model": "digits_net_4"}, {"name": "spared", "model": "digits_net_8"}]
+    run = tmp_path / "run"
+    process = start_krd("distill", distill_config(students, train=LONG, teacher={"persist": True}))
+    wait_for(lambda: len(rows_of(run, "spared", "coverage")) >= 2, process)
+    started = json.loads((run / "teacher/stats-0.jsonl").read_text().splitlines()[0])
+    os.kill(started["pid"], signal.SIGKILL)
+    wait_for(lambda: len(rows_of(run, "hit", "coverage")) >= 4, process)
+    os.kill(rows_of(run, "hit", "start")[0]["pid"], signal.SIGKILL)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    for name in ("hit", "spared"):
+        assert _covered(run, name) == [(epoch, 0, 0) for epoch in range(EPOCHS)]
+    ledger = _ledger(run)
+    assert ledger["teacher"]["restarts"] == 1
+    assert ledger["students"]["hit"]["restarts"] == 1
+    assert ledger["students"]["spared"]["restarts"] == 0
+    assert ledger["forwards_per_unique_view"] == 1.0  # the store on disk outlived the process
+    assert ledger["driver_bytes"] == {"pixels": 0, "targets": 0}
+
+
+def test_a_student_whose_loss_explodes_fails_alone_and_says_where(
+    distill_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    students = [
+        {"name": "wild", "model": "digits_net_4", "train": {"lr": 1e30, "momentum": 0.0, "nesterov": False}},
+        {"name": "tame", "model": "digits_net_4"},
+    ]
+    done = krd("distill", distill_config(students))
+    run = tmp_path / "run"
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "student wild, rank 0: the loss is not finite at epoch" in done.stderr
+    assert "sample ids" in done.stderr
+    assert json.loads((run / "students/tame/result.json").read_text())["status"] == "finished"
+    assert json.loads((run / "students/wild/result.json").read_text())["status"] == "failed"
+    assert "failed" in done.stdout
+    assert set(json.loads((run / "evaluation.json").read_text())["models"]) == {"teacher", "tame"}
+
+
+def test_a_killed_driver_is_resumed_and_finished_students_are_left_alone(
+    distill_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    students = [
+        {"name": "short", "model": "digits_net_4", "train": {"epochs": 2}},
+        {"name": "long", "model": "digits_net_8"},
+    ]
+    run = tmp_path / "run"
+    process = start_krd("distill", distill_config(students, train=LONG))
+    wait_for(lambda: (run / "students/short/model.safetensors").exists(), process)
+    wait_for(lambda: len(rows_of(run, "long", "coverage")) >= 4, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    before = len(rows_of(run, "long", "coverage"))
+    done = krd("distill", "--resume", run)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert _covered(run, "long") == [(epoch, 0, 0) for epoch in range(EPOCHS)]
+    resumed_at = rows_of(run, "long", "start")[-1]["epoch"]
+    assert before - 1 <= resumed_at <= before + 1
+    assert len(rows_of(run, "short", "coverage")) in (2, 4)  # 4: it had ended, but the driver had not seen it
+
+
+def test_sigterm_stops_with_a_clear_line_and_resume_finishes(
+    distill_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start_krd("distill", distill_config([{"name": "only", "model": "digits_net_4"}], train=LONG))
+    wait_for(lambda: len(rows_of(run, "only", "coverage")) >= 3, process)
+    os.kill(process.pid, signal.SIGTERM)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, output
+    assert (
+        "stopped by SIGTERM; the last checkpoint of every student is kept, "
+        f"continue with `krd distill --resume {run}`" in output
+    )
+    done = krd("distill", "--resume", run)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert _covered(run, "only") == [(epoch, 0, 0) for epoch in range(EPOCHS)]

@@ -1,0 +1,36 @@
+"""What does not fit the cluster is refused at once, by numbers that the cluster itself gives."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import ray
+
+from krd_ray.config import RayConfig
+from krd_ray.errors import ResourceError
+from krd_ray.train.cluster import Demand, check_resources, connected, living_nodes
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+def test_a_demand_that_does_not_fit_is_refused_at_once_with_what_is_there() -> None:
+    demands = [Demand(f"student s worker {rank}", {"CPU": 1.0}) for rank in range(5)]
+    started = time.perf_counter()
+    with pytest.raises(ResourceError, match=r"needs 5 CPU in 5 processes, the cluster has 4 CPU") as caught:
+        check_resources(demands, living_nodes())
+    assert time.perf_counter() - started < 2
+    assert "on 1 node(s)" in str(caught.value)
+    check_resources(demands[:4], living_nodes())
+
+
+@pytest.mark.parametrize("wanted", [{"GPU": 1.0}, {"CPU": 0.1, "teacher_box": 1.0}])
+def test_a_resource_that_no_node_has_is_named(wanted: dict[str, float]) -> None:
+    with pytest.raises(ResourceError, match=rf"teacher replica 0 needs .*{next(reversed(wanted))}"):
+        check_resources([Demand("teacher replica 0", wanted)], living_nodes())
+
+
+def test_joining_a_cluster_that_is_already_connected_keeps_it() -> None:
+    with connected(RayConfig(num_cpus=1)):
+        assert ray.cluster_resources()["CPU"] == 4
+    assert ray.is_initialized()

@@ -1,0 +1,127 @@
+"""Students train at the same time, fail alone, and go on after kill -9 as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from krd_ray.config import LossConfig, Resources, TrainConfig
+from krd_ray.data.stream import ShardSet
+from krd_ray.teacher.messages import RECEIVED_BYTES
+from krd_ray.train.loop import TeacherLink, WorkerSpec
+from krd_ray.train.rundir import StudentDir
+from krd_ray.train.students import StudentRun, run_together
+
+EPOCHS = 12
+TICK_S = 0.02
+
+
+@pytest.fixture
+def spec(digits: Any, cached: ShardSet, served: Any, tmp_path: Path) -> WorkerSpec:
+    """A small student that learns rectified logits and features from the served teacher."""
+    group, teacher_hash = served
+    return WorkerSpec(
+        student="small",
+        model="digits_net_4",
+        train=TrainConfig(epochs=EPOCHS, batch_size=32, lr=0.05, precision="fp32", channels_last=False),
+        loss=LossConfig.model_validate({"rrd": {"weight": 1.0}, "lrd": {"weight": 1.0}}),
+        view=digits.view,
+        cycle=None,
+        train_shards=cached,
+        val_shards=digits.val,
+        class_counts=digits.class_counts,
+        seed=5,
+        shuffle_seed=3,
+        window_rows=1000,
+        folder=str(tmp_path / "small"),
+        dataset_hash="0",
+        num_threads=1,
+        teacher=TeacherLink(tuple(group.replicas), teacher_hash, 64, 60.0),
+    )
+
+
+def named(spec: WorkerSpec, name: str, **train: Any) -> WorkerSpec:
+    folder = Path(spec.folder).with_name(name)
+    return replace(spec, student=name, folder=str(folder), train=spec.train.model_copy(update=train))
+
+
+def run_of(spec: WorkerSpec, workers: int = 1) -> StudentRun:
+    return StudentRun(spec, workers, Resources(num_cpus=0.25), max_failures=2)
+
+
+def epochs_of(spec: WorkerSpec) -> list[int]:
+    return [row["epoch"] for row in StudentDir(Path(spec.folder)).rows() if row["split"] == "coverage"]
+
+
+def train_worker_pids() -> list[int]:
+    """Processes of this cluster that train: children of a raylet started by this process's session."""
+    raylets = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if process.name() == "raylet" or "raylet" in " ".join(process.cmdline()[:1])
+    ]
+    return [
+        child.pid
+        for raylet in raylets
+        for child in raylet.children()
+        if "TrainWorker" in " ".join(child.cmdline())
+    ]
+
+
+def kill_after(epochs: int, spec: WorkerSpec) -> Any:
+    """A tick that kills the one training process once it has finished that many epochs."""
+    killed: list[int] = []
+
+    def tick(_: dict[str, str]) -> None:
+        if not killed and len(epochs_of(spec)) >= epochs:
+            (pid,) = train_worker_pids()
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+
+    tick.killed = killed  # type: ignore[attr-defined]
+    return tick
+
+
+def test_students_fail_alone_and_a_killed_one_ends_with_the_weights_of_an_undisturbed_one(
+    spec: WorkerSpec,
+) -> None:
+    steady, wild, killed = named(spec, "steady"), named(spec, "wild", lr=1e30), named(spec, "killed")
+    before = dict(RECEIVED_BYTES)
+    together = [run_of(steady), run_of(wild)]
+    run_together(together, lambda _: None, TICK_S)
+    good, bad = (run.finish() for run in together)
+    assert (good["status"], good["error"], good["epochs_done"]) == ("finished", None, EPOCHS)
+    assert bad["status"] == "failed"
+    assert bad["error"].startswith("student wild, rank 0: the loss is not finite at epoch")
+    assert not StudentDir(Path(wild.folder)).weights.exists()
+
+    tick = kill_after(3, killed)
+    run_together([run := run_of(killed)], tick, TICK_S)
+    result = run.finish()
+    assert len(tick.killed) == 1
+    assert (result["status"], result["restarts"], result["epochs_done"]) == ("finished", 1, EPOCHS)
+    assert sorted(set(epochs_of(killed))) == list(range(EPOCHS))
+    assert len(epochs_of(killed)) <= EPOCHS + 1, "at most the epoch after the last checkpoint is repeated"
+    left, right = (load_file(StudentDir(Path(s.folder)).weights) for s in (steady, killed))
+    assert left.keys() == right.keys()
+    assert all((left[key] == right[key]).all() for key in left)
+    assert before == RECEIVED_BYTES, "neither pixels nor targets pass through the driver"
+
+
+def test_two_workers_share_an_epoch_and_count_every_sample(spec: WorkerSpec, digits: Any) -> None:
+    pair = named(spec, "pair", epochs=2)
+    run_together([run := run_of(pair, workers=2)], lambda _: None, TICK_S)
+    assert run.finish()["status"] == "finished"
+    rows = StudentDir(Path(pair.folder)).rows()
+    train = [row for row in rows if row["split"] == "train"]
+    num_rows = digits.raw.num_rows
+    assert [row["num_samples"] for row in train] == [num_rows - num_rows % 2] * 2
+    val = [row for row in rows if row["split"] == "val"]
+    assert {row["num_samples"] for row in val} == {digits.val.num_rows}

@@ -85,6 +85,7 @@ def test_kill_9_while_two_students_stream_costs_no_answer(
     assert (first["restarted"], second["restarted"]) == (0, 1)
     assert (first["incarnation"], second["incarnation"]) == (0, 1)
     assert first["pid"] == pid != second["pid"]
+    print("STATS", [(s["forwards"], s["unique_views"], s["hits"], s["joined"], s["rows"], s["event"]) for s in (first, second)])
     forwards, unique = (first[name] + second[name] for name in ("forwards", "unique_views"))
     assert unique == NUM_VIEWS * len(rows)
     if persist:

@@ -21,11 +21,10 @@ COLUMNS = {
     "many": "many",
     "medium": "medium",
     "few": "few",
-    "balanced": "balanced",
     "ece": "ECE",
-    "agreement": "agrees",
 }
-WIDTH_WHEN_PIPED = 140
+TEXT_COLUMNS = ("model", "loss", "state")
+WIDTH_WHEN_PIPED = 120
 
 
 def print_headline(run_dir: Path) -> None:
@@ -33,13 +32,13 @@ def print_headline(run_dir: Path) -> None:
     run = read_run(run_dir)
     piped = not sys.stdout.isatty()
     console = Console(file=sys.stdout, width=WIDTH_WHEN_PIPED if piped else None, highlight=False)
-    table = Table(
-        "model", "net", "loss", "params", *COLUMNS.values(), "images/s", "waiting", "state", box=SIMPLE
-    )
+    table = Table(box=SIMPLE)
+    for name in ("model", "loss", "params", *COLUMNS.values(), "images/s", "waiting", "state"):
+        side = "left" if name in TEXT_COLUMNS else "right"
+        table.add_column(name, overflow="fold", no_wrap=name != "loss", justify=side)
     for row in headline_rows(run):
         table.add_row(
             row["name"],
-            row["model"] or "-",
             row["loss_name"] or "-",
             _number(row["num_params"]),
             *(_percent(row[key]) for key in COLUMNS),

@@ -31,6 +31,7 @@ class Progress:
         self._run, self._epochs = run, epochs
         self._console = console or Console(file=sys.stdout)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        self._shown: list[Sequence[str]] = []
         self._printed: dict[str, int] = dict.fromkeys(epochs, -1)
         self._offsets: dict[str, _Tail] = {name: _Tail(run, name) for name in epochs}
 
@@ -51,6 +52,9 @@ class Progress:
         """Reads what is new and shows it."""
         rows = [self._cells(name, states.get(name, "waiting")) for name in self._epochs]
         if self._live:
+            if rows == self._shown:
+                return
+            self._shown = rows
             table = Table(*COLUMNS)
             for cells in rows:
                 table.add_row(*cells)
@@ -67,6 +71,7 @@ class Progress:
         tail.read()
         train, val = tail.train, tail.val
         if train is None:
+            state = "starting" if state == "training" else state
             return (name, state, f"0/{self._epochs[name]}", *["-"] * (len(COLUMNS) - 3))
         total_s = train["compute_s"] + train["wait_targets_s"] + train["wait_data_s"]
         waiting = (train["wait_targets_s"] + train["wait_data_s"]) / total_s if total_s else 0.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import tracemalloc
 from collections.abc import Iterator
@@ -212,16 +211,14 @@ def test_ranks_are_respected_when_the_test_split_is_held_out(tmp_path):
     assert "val" not in manifest.splits
 
 
-def test_too_large_n_max_is_clipped_and_recorded(tmp_path, caplog):
+def test_too_large_n_max_is_clipped_and_recorded(tmp_path):
     options = dataclasses.replace(SMALL, n_max=100, val_per_class=0)
-    with caplog.at_level(logging.WARNING):
-        manifest = write_shards(MadeSource(num_test=12), tmp_path / "set", options)
+    manifest = write_shards(MadeSource(num_test=12), tmp_path / "set", options)
     assert manifest.splits["train"].class_counts == [40, 40, 25]
     assert manifest.warnings == [
         "fewer images than the long-tail profile asks for, all of them kept, in 2 of 3 classes: "
         "0 'cat' (40 of 100), 1 'dog' (40 of 50)"
     ]
-    assert manifest.warnings[0] in caplog.text
 
 
 def test_class_without_images_is_named(tmp_path):
@@ -372,10 +369,10 @@ def test_memory_does_not_grow_with_the_size_of_the_set(tmp_path, monkeypatch):
         return peak
 
     peak_bytes(20)  # what is imported on first use stays out of the comparison
-    growth = peak_bytes(400) - peak_bytes(100)
+    growth = peak_bytes(300) - peak_bytes(100)
     assert len(buffered) > 20
     assert max(buffered) < buffer_bytes + image_bytes + 1000, "buffers are written out when full"
-    assert growth < 0.1 * (400 - 100) * 3 * image_bytes
+    assert growth < 0.1 * (300 - 100) * 3 * image_bytes
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -24,7 +24,7 @@ COLUMNS = {
     "ece": "ECE",
 }
 TEXT_COLUMNS = ("model", "loss", "state")
-WIDTH_WHEN_PIPED = 120
+WIDTH_WHEN_PIPED = 124
 
 
 def print_headline(run_dir: Path) -> None:
@@ -34,7 +34,7 @@ def print_headline(run_dir: Path) -> None:
     console = Console(file=sys.stdout, width=WIDTH_WHEN_PIPED if piped else None, highlight=False)
     table = Table(box=SIMPLE)
     for name in ("model", "loss", "params", *COLUMNS.values(), "images/s", "waiting", "state"):
-        side = "left" if name in TEXT_COLUMNS else "right"
+        side: Literal["left", "right"] = "left" if name in TEXT_COLUMNS else "right"
         table.add_column(name, overflow="fold", no_wrap=name != "loss", justify=side)
     for row in headline_rows(run):
         table.add_row(
@@ -50,7 +50,7 @@ def print_headline(run_dir: Path) -> None:
     split = run.evaluation["split"] if run.evaluation else None
     console.print(f"accuracy on the {split} split, one seed" if split else "not evaluated on a test split")
     if run.ledger and run.ledger["teacher"]:
-        console.print(_ledger_line(run.ledger))
+        console.print(_ledger_line(run.ledger), soft_wrap=True)
 
 
 def _ledger_line(ledger: dict[str, Any]) -> str:

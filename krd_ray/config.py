@@ -186,6 +186,14 @@ class TrainConfig(Strict):
     progress_every_s: Positive = 1.0
     num_threads: Count | None = Field(None, description="CPU threads; null: num_cpus rounded up")
 
+    @model_validator(mode="after")
+    def _settings_fit_together(self) -> TrainConfig:
+        if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs momentum > 0; set nesterov to false")
+        if self.schedule == "step" and not self.milestones:
+            raise ValueError("schedule `step` needs milestones, the epochs after which lr falls")
+        return self
+
 
 class StudentConfig(Strict):
     """One student; `loss` and `train` hold only what differs from the run's."""

@@ -120,7 +120,7 @@ def _list_index(items: list[Any], key: str, name: str) -> int:
 
 def dump_config(config: RunConfig) -> str:
     """Returns the config as YAML that `load_config` reads back to an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def _explain(error: ValidationError, model: type[BaseModel], prefix: Location) -> str:

@@ -155,7 +155,7 @@ class TeacherClient:
             except (RayActorError, ObjectLostError, RayTaskError) as error:
                 if not _worth_repeating(error):
                     raise own_error(error) or error from None
-                last = str(error).splitlines()[0]
+                last = _reason(error)
                 self.stats.retries += 1
                 request = TargetRequest(**{**request.__dict__, "pixels": ray.put(Pixels(batch.images_BHWC))})
                 reference = self._send(part.replica, request)
@@ -183,8 +183,17 @@ class TeacherClient:
 
 def _worth_repeating(error: Exception) -> bool:
     """True for a lost process or object; False for what would only happen again."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    return isinstance(cause, (RayActorError, ObjectLostError))
+    return isinstance(_cause(error), (RayActorError, ObjectLostError))
+
+
+def _reason(error: Exception) -> str:
+    """One line for people, such as `OwnerDiedError: Failed to retrieve object ...`."""
+    cause = _cause(error)
+    return f"{type(cause).__name__}: {str(cause).splitlines()[0]}"
+
+
+def _cause(error: Exception) -> BaseException:
+    return error.cause if isinstance(error, RayTaskError) else error
 
 
 def _merge(places: Sequence[IntArray], parts: Sequence[Float16Array | None]) -> Float16Array | None:

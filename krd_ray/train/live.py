@@ -91,21 +91,20 @@ class _Tail:
     """The newest rows of one student, read on from where the last call ended."""
 
     def __init__(self, run: RunDir, name: str) -> None:
-        self._folder, self._num_read = run.student(name), 0
+        self._folder, self._offset = run.student(name), 0
         self.train: dict[str, Any] | None = None
         self.val: dict[str, Any] | None = None
         self.epoch = -1
 
     def read(self) -> None:
-        rows = self._folder.rows()
-        for row in rows[self._num_read :]:
+        rows, self._offset = self._folder.rows_after(self._offset)
+        for row in rows:
             if row["split"] in ("train", "progress"):
                 self.train = row
             if row["split"] == "val":
                 self.val = row
             if row["split"] == "coverage":
                 self.epoch = row["epoch"]
-        self._num_read = len(rows)
 
 
 def _percent(value: float | None) -> str:

@@ -30,7 +30,7 @@ from krd_ray.teacher.messages import SoftTargets
 from krd_ray.teacher.weights import ModelCard, save_weights
 from krd_ray.train.evaluate import count_split, run_split
 from krd_ray.train.objective import StepTargets, objective_terms, rectifier_for
-from krd_ray.train.reduce import all_finite, coverage, sum_over_ranks
+from krd_ray.train.reduce import all_finite, coverage, share_buffers, sum_over_ranks
 from krd_ray.train.rundir import MetricsLog, StudentDir, write_json
 from krd_ray.train.student import Student, build_optimizer, build_student, lr_factor
 
@@ -282,6 +282,7 @@ class _Worker:
         return (epoch + 1) % every == 0 or epoch == self.spec.train.epochs - 1
 
     def _validate(self, epoch: int, shards: ShardSet) -> None:
+        share_buffers(self.student.net)
         predictions = run_split(
             self.student.net,
             shards,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from krd_ray.data.plan import IntArray
 
@@ -32,6 +32,13 @@ def all_finite(values: Iterable[float], device: torch.device) -> bool:
     if not _several():
         return finite
     return bool(sum_over_ranks(torch.tensor([0.0 if finite else 1.0]), device).item() == 0)
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Gives every rank the buffers of rank 0 (running statistics), so that all ranks evaluate one model."""
+    if _several():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def coverage(

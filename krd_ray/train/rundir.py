@@ -97,13 +97,17 @@ class StudentDir:
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns the metric rows written so far; a half-written last line is left out."""
+        return self.rows_after(0)[0]
+
+    def rows_after(self, offset: int) -> tuple[list[dict[str, Any]], int]:
+        """Returns the complete rows behind a byte offset, and the offset to go on from."""
         if not self.metrics.is_file():
-            return []
-        rows = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                rows.append(json.loads(line))
-        return rows
+            return [], offset
+        with self.metrics.open("rb") as file:
+            file.seek(offset)
+            content = file.read()
+        complete = content[: content.rfind(b"\n") + 1]
+        return [json.loads(line) for line in complete.splitlines()], offset + len(complete)
 
     def next_attempt(self) -> int:
         """Returns the number of the attempt that starts now: 0, then one more for every start before."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from krd_ray.config import Resources, RunConfig, merge
@@ -226,10 +226,21 @@ def test_missing_file_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_python_objects_in_yaml_are_refused_and_not_made(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
-    text = f"name: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{trace}']]"
+    text = f"name: !!python/object/apply:os.mkdir ['{trace}']"
     with pytest.raises(ConfigError, match="is not valid YAML"):
         load_config(write_yaml(tmp_path, text))
+    with pytest.raises(ConfigError, match="is not a YAML value"):
+        apply_setting(raw_config(), text.replace(": ", "=", 1))
     assert not trace.exists()
+    yaml.unsafe_load(text)
+    assert trace.exists(), "the text would have done harm"
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "0.1e-2", "1.e-3", "+10e-4"])
+def test_number_with_an_exponent_is_a_number(text: str) -> None:
+    raw = raw_config()
+    apply_setting(raw, f"loss.kd.weight={text}")
+    assert raw["loss"]["kd"]["weight"] == pytest.approx(0.001)
 
 
 def test_config_is_immutable() -> None:
@@ -249,6 +260,7 @@ def test_resources_of_nothing_are_left_out() -> None:
     text=st.text(st.characters(codec="utf-8"), max_size=20),
     scale=st.tuples(st.floats(0, 1), st.floats(0, 1)),
 )
+@example(lr=1e-3, milestones=[], seed=0, text="a\x85b: # 'c'", scale=(0.0, 1.0))
 @settings(max_examples=25, deadline=None)
 def test_written_config_reads_back_equal(
     lr: float, milestones: list[int], seed: int, text: str, scale: tuple[float, float]

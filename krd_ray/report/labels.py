@@ -44,7 +44,8 @@ class Stem:
 def place_labels(stems: Sequence[Stem], panel: Box, *, marker: float) -> list[Box]:
     """Choose a free place beside each stem: above it, else below, else right or left of one of its ends.
 
-    Greedy, in the order given: the first place that touches nothing, or the one that covers least.
+    Greedy, in the order given: the first place that touches nothing; else the one that covers least of other
+    names and of what lies outside, then least of the points.
 
     Args:
         stems: what to name, in order of precedence.
@@ -59,11 +60,11 @@ def place_labels(stems: Sequence[Stem], panel: Box, *, marker: float) -> list[Bo
         Box(left=1.5, bottom=1.6, right=2.5, top=1.8)
     """
     half = marker / 2
-    taken = [Box(stem.x - half, stem.low - half, stem.x + half, stem.high + half) for stem in stems]
+    points = [Box(stem.x - half, stem.low - half, stem.x + half, stem.high + half) for stem in stems]
     placed: list[Box] = []
     for stem in stems:
         choices = _places(stem, marker)
-        placed.append(min(choices, key=lambda box: _covered(box, panel, [*taken, *placed])))
+        placed.append(min(choices, key=lambda box: _cost(box, panel, placed, points)))
     return placed
 
 
@@ -81,5 +82,6 @@ def _places(stem: Stem, gap: float) -> list[Box]:
     return centred + beside
 
 
-def _covered(box: Box, panel: Box, taken: Sequence[Box]) -> float:
-    return sum(box.overlap(other) for other in taken) + (box.area - box.overlap(panel))
+def _cost(box: Box, panel: Box, names: Sequence[Box], points: Sequence[Box]) -> tuple[float, float]:
+    unreadable = sum(box.overlap(name) for name in names) + (box.area - box.overlap(panel))
+    return (round(unreadable, 9), sum(box.overlap(point) for point in points))

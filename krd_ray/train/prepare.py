@@ -23,7 +23,10 @@ SMALL_SIDE = 64
 
 @dataclass(frozen=True)
 class Prepared:
-    """A checked run: config with nothing on `auto`, manifest, view, splits."""
+    """A checked run: the config with views and precision decided, manifest, view, splits.
+
+    `data.cache` and `data.verify` stay as they are: they are about this machine, not about the result.
+    """
 
     config: RunConfig
     manifest: Manifest
@@ -37,7 +40,7 @@ class Prepared:
 
 
 def prepare(config: RunConfig) -> Prepared:
-    """Checks data, models and weights, and resolves every `auto` and null that has a computed value.
+    """Checks data, models and weights, and decides what depends on the data or the device.
 
     Raises:
         DataError: shards missing, damaged or of another size than asked for.

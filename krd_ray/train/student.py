@@ -54,8 +54,7 @@ def build_optimizer(module: nn.Module, train: TrainConfig) -> torch.optim.Optimi
     groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     if train.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=train.lr)
-    nesterov = train.nesterov and train.momentum > 0  # without momentum both are plain SGD; torch refuses
-    return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=nesterov)
+    return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=train.nesterov)
 
 
 def lr_factor(train: TrainConfig) -> Callable[[float], float]:

@@ -89,7 +89,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     for store in ("raw", "encoded"):
         options = ShardOptions(
             imbalance_ratio=20,
-            n_max=120,
+            n_max=119,
             val_per_class=3,
             store="raw" if store == "raw" else "encoded",
             image_size=8,

@@ -106,8 +106,8 @@ def test_each_sample_comes_once_per_epoch_over_all_ranks_but_for_those_left_out(
     assert len(set(left_out_over_time)) == len(left_out_over_time) == 3 * (len(in_file_order) % world)
 
 
-def test_some_number_of_ranks_leaves_rows_out_in_these_tests(cached: ShardSet) -> None:
-    assert any(cached.num_rows % world for world in (2, 3)), "choose a size that 2 or 3 does not divide"
+def test_both_two_and_three_ranks_leave_rows_out_in_these_tests(cached: ShardSet) -> None:
+    assert all(cached.num_rows % world for world in (2, 3)), "choose a size that neither 2 nor 3 divides"
 
 
 def test_an_epoch_repeats_itself_and_another_epoch_or_seed_is_another_order(cached: ShardSet) -> None:

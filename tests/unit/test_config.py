@@ -127,6 +127,22 @@ def test_student_may_not_ask_for_logits_in_two_forms() -> None:
     assert parse_config(raw).loss_of(parse_config(raw).students[0]).label() == "cross_entropy+lrd"
 
 
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        ({"momentum": 0}, "nesterov needs momentum > 0; set nesterov to false"),
+        ({"schedule": "step"}, "schedule `step` needs milestones"),
+    ],
+)
+def test_training_settings_that_contradict_are_refused(train: dict[str, Any], expected: str) -> None:
+    assert refusal(raw_config(train=train)).startswith(f"train: {expected}")
+    raw = raw_config()
+    raw["students"][1]["train"] = train
+    assert refusal(raw).startswith(f"students.1.train: {expected}")
+    raw["students"][1]["train"] = {**train, "nesterov": False, "milestones": [3]}
+    parse_config(raw)
+
+
 def test_students_have_different_names_and_none_is_called_like_the_teacher() -> None:
     twins = [{"name": "a", "model": "resnet8"}] * 2
     assert "a stands twice" in refusal(raw_config(students=twins))

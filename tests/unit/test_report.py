@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from krd_ray.errors import RunError
@@ -483,6 +483,7 @@ def test_bins_cover_every_class_once(pairs: list[tuple[int, float]], num_bins: i
 @given(
     places=st.lists(st.tuples(st.floats(0.3, 4.4), st.floats(0.3, 1.2), st.floats(0, 0.9)), max_size=3),
 )
+@example(places=[(1.0, 1.0, 0.0), (1.0, 1.0, 0.5), (0.5, 1.125, 0.5)])
 @settings(max_examples=25, deadline=None)
 def test_a_few_names_never_cover_each_other(places: list[tuple[float, float, float]]) -> None:
     stems = [Stem(x, low, low + length, width=0.6, height=0.13) for x, low, length in places]

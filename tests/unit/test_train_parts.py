@@ -175,7 +175,7 @@ def test_biases_and_normalisation_are_not_decayed(name: Any) -> None:
 def test_training_without_momentum_is_plain_gradient_descent() -> None:
     layer = torch.nn.Linear(2, 1, bias=False)
     before = layer.weight.detach().clone()
-    optimizer = build_optimizer(layer, TrainConfig(momentum=0, weight_decay=0, lr=0.5))
+    optimizer = build_optimizer(layer, TrainConfig(momentum=0, nesterov=False, weight_decay=0, lr=0.5))
     layer(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     torch.testing.assert_close(layer.weight.detach(), before - 0.5)

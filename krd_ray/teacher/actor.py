@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -123,6 +124,7 @@ class TeacherActor:
         if found is not None:
             self._calibration, self._accuracy = found
         self._stats_file = (self._folder / f"stats-{spec.replica}.jsonl").open("a", encoding="utf-8")
+        self._stats_lock = threading.Lock()
         self._incarnation = self._count_starts()
         self._restarted = int(ray.get_runtime_context().was_current_actor_reconstructed)
         self._calibration_forwards = 0
@@ -276,8 +278,9 @@ class TeacherActor:
             "calibration_forwards": self._calibration_forwards,
             **asdict(stats),
         }
-        self._stats_file.write(json.dumps(row) + "\n")
-        self._stats_file.flush()
+        with self._stats_lock:
+            self._stats_file.write(json.dumps(row) + "\n")
+            self._stats_file.flush()
 
 
 def _rectified_logits(

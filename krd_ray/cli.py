@@ -115,6 +115,14 @@ def teacher(
     out: Annotated[Path, typer.Option(help="with --weights: file to write")] = Path(
         "runs/teacher.safetensors"
     ),
+    mean: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option(help="with --weights: channel means it was trained with"),
+    ] = None,
+    std: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option(help="with --weights: channel deviations, in [0, 1] units"),
+    ] = None,
 ) -> None:
     """Train a teacher (a config with `teacher: null` and one student), or take weights as one."""
     from krd_ray.config_io import load_config
@@ -123,7 +131,7 @@ def teacher(
     if weights is not None:
         from krd_ray.train.import_teacher import import_teacher
 
-        card = import_teacher(loaded, weights, out)
+        card = import_teacher(loaded, weights, out, mean=mean, std=std)
         accuracy = "no val split" if card.val_balanced is None else f"{card.val_balanced:.1%} on val"
         typer.echo(f"{card.model}: {accuracy}; wrote {out}")
         return
@@ -218,7 +226,7 @@ def _finish(outcome: Outcome, *, evaluate: bool) -> None:
 
     root = outcome.run.root
     if evaluate and len(outcome.failed) < len(outcome.results):
-        evaluate_run(root, again=outcome.run.evaluation.is_file())
+        evaluate_run(root, again=outcome.num_trained > 0)
     _print_table(root)
     typer.echo(f"report: {build_report(root)}")
     _fail_if_any(outcome)

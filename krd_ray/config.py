@@ -177,7 +177,7 @@ class TrainConfig(Strict):
         "auto", description="auto: bf16 on GPU, fp32 on CPU"
     )
     channels_last: bool | None = Field(None, description="null: on GPU only")
-    in_flight: Count = Field(3, description="target requests in flight per worker")
+    in_flight: Count = Field(3, description="target requests out while a batch is in training, per worker")
     max_failures: Annotated[int, Field(ge=0)] = Field(
         3, description="worker restarts before the student fails"
     )

@@ -71,7 +71,7 @@ def kd_kl(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float)
         T^2 / B * sum_b sum_c p_t[b, c] * (log p_t[b, c] - log p_s[b, c]),   p = softmax(z / T)
 
     T^2 keeps the gradient's scale independent of T. Zero if and only if both agree; KL, not cross-entropy.
-    With rectified logits as the teacher's this is L_LRD ("lrd_kl").
+    With rectified logits as the teacher's this is L_LRD ("lrd").
 
     Args:
         student_logits: [B, C], any float dtype; gradients flow.
@@ -146,6 +146,7 @@ class LossRecord:
     """One named loss: its function, what must exist besides student and labels, and where it comes from.
 
     `needs` holds names out of `NEEDS`. A term that needs "rectified_logits" takes them as `teacher_logits`.
+    The keys of `DISTILLATION_TERMS` are the names of the config's sections below `loss`.
     """
 
     fn: Callable[..., Tensor]
@@ -159,7 +160,7 @@ CLASSIFICATION_LOSSES: dict[str, LossRecord] = {
 }
 
 DISTILLATION_TERMS: dict[str, LossRecord] = {
-    "kd_kl": LossRecord(kd_kl, frozenset({"teacher_logits"}), "arXiv:1503.02531"),
-    "lrd_kl": LossRecord(kd_kl, frozenset({"rectified_logits"}), "arXiv:2409.07694"),
-    "rrd_cosine": LossRecord(rrd_cosine, frozenset({"rectified_features"}), "arXiv:2409.07694"),
+    "kd": LossRecord(kd_kl, frozenset({"teacher_logits"}), "arXiv:1503.02531"),
+    "lrd": LossRecord(kd_kl, frozenset({"rectified_logits"}), "arXiv:2409.07694"),
+    "rrd": LossRecord(rrd_cosine, frozenset({"rectified_features"}), "arXiv:2409.07694"),
 }

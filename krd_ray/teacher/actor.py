@@ -1,10 +1,11 @@
 """Answers how one replica of the teacher lives in a Ray actor: start, calibrate, serve, account.
 
-Does not decide where replicas run or whether the teacher is good enough (`group` and `selftest` do).
+Does not decide where replicas run or whether the teacher is good enough (`group` does).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -38,6 +39,9 @@ from krd_ray.teacher.homes import home_of
 from krd_ray.teacher.messages import Float16Array, Pixels, SoftTargets, TargetRequest
 from krd_ray.teacher.store import RowArray, TargetStore, lock_folder
 from krd_ray.teacher.weights import hash_state, load_model
+
+STATS_INTERVAL_S = 1.0
+FETCH_TIMEOUT_S = 15.0  # a student's node that stalls gives up its claims then; others bring their own pixels
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,17 @@ class TeacherActor:
             image_size=spec.view.side,
         )
         normalisation = f"{card.mean}{card.std}" if card else ""
-        self._hash = hash_state(net.state_dict(), spec.view.key(), normalisation, spec.precision, spec.device)
         self._model_name = spec.model or (card.model if card else "")
+        shape = f"{spec.shards.side} {spec.micro_batch}"
+        self._hash = hash_state(
+            net.state_dict(),
+            self._model_name,
+            spec.view.key(),
+            shape,
+            normalisation,
+            spec.precision,
+            spec.device,
+        )
         self._feature_dim = feature_dim_of(net)
         self._forward = TeacherForward(
             net,
@@ -125,6 +138,7 @@ class TeacherActor:
             self._calibration, self._accuracy = found
         self._stats_file = (self._folder / f"stats-{spec.replica}.jsonl").open("a", encoding="utf-8")
         self._stats_lock = threading.Lock()
+        self._stats_written = time.monotonic()
         self._incarnation = self._count_starts()
         self._restarted = int(ray.get_runtime_context().was_current_actor_reconstructed)
         self._calibration_forwards = 0
@@ -177,7 +191,7 @@ class TeacherActor:
         self._check(request)
 
         def fetch(places: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-            pixels: Pixels = ray.get(request.pixels)
+            pixels: Pixels = ray.get(request.pixels, timeout=FETCH_TIMEOUT_S)
             images = pixels.images_BHWC[request.rows[places]]
             self._engine.add_bytes(received=images.nbytes)
             return images
@@ -188,6 +202,8 @@ class TeacherActor:
             request.sample_ids, logits, features, request.rectifier, self._hash, self._incarnation
         )
         self._engine.add_bytes(sent=answer.num_bytes)
+        if time.monotonic() - self._stats_written > STATS_INTERVAL_S:  # a warm store serves without forwards
+            self._after_forward(self._engine.stats())
         return answer
 
     def stats(self) -> dict[str, Any]:
@@ -212,11 +228,12 @@ class TeacherActor:
         spec = self._spec
         ids = sample_ids_of(spec.shards)
         width = len(spec.class_counts) + self._feature_dim
-        folder = Path(spec.store_dir) / f"replica-{spec.replica}"
+        key = hashlib.sha256(f"{self._hash} {spec.dataset_hash} {spec.num_replicas}".encode()).hexdigest()
+        folder = Path(spec.store_dir) / f"replica-{spec.replica}-{key[:16]}"
         self._lock = lock_folder(folder)
         self._store = TargetStore(
             folder,
-            f"{self._hash}-{spec.dataset_hash}",
+            key,
             ids[home_of(ids, spec.num_replicas) == spec.replica],
             width,
             memory_bytes=spec.memory_bytes,
@@ -230,6 +247,7 @@ class TeacherActor:
             micro_batch=spec.micro_batch,
             queue_rows=spec.queue_rows,
             on_forward=self._after_forward,
+            cpu_clock=time.thread_time if spec.num_threads == 1 else time.process_time,
         )
 
     def _check(self, request: TargetRequest) -> None:
@@ -279,6 +297,7 @@ class TeacherActor:
             **asdict(stats),
         }
         with self._stats_lock:
+            self._stats_written = time.monotonic()
             self._stats_file.write(json.dumps(row) + "\n")
             self._stats_file.flush()
 

@@ -24,6 +24,7 @@ from krd_ray.teacher.messages import Float16Array, Pixels, SoftTargets, TargetRe
 from krd_ray.teacher.store import IntArray
 
 MAX_RETRIES = 5
+RETRY_PAUSE_S = 0.1  # doubled each time
 
 
 @dataclass
@@ -88,13 +89,16 @@ class TeacherClient:
             TeacherError: no answer in time, or an answer that does not belong to the question.
         """
         window: deque[_InFlight] = deque()
-        while True:
-            while len(window) < self._in_flight and (batch := self._next(batches)) is not None:
-                window.append(self._ask(batch, view_index))
-            if not window:
-                return
+        self._fill(window, batches, view_index)
+        while window:
             asked = window.popleft()
-            yield asked.batch, self._collect(asked)
+            targets = self._collect(asked)
+            self._fill(window, batches, view_index)
+            yield asked.batch, targets
+
+    def _fill(self, window: deque[_InFlight], batches: Iterator[Batch], view_index: int) -> None:
+        while len(window) < self._in_flight and (batch := self._next(batches)) is not None:
+            window.append(self._ask(batch, view_index))
 
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
         started = time.perf_counter()
@@ -144,23 +148,24 @@ class TeacherClient:
     def _answer(self, part: _Part, batch: Batch) -> SoftTargets:
         """One replica's answer. Ray itself repeats calls that a restart interrupts; this repeats what it cannot."""
         reference, request, last = part.answer, part.request, ""
-        for _ in range(MAX_RETRIES):
+        deadline = time.monotonic() + self._timeout_s
+        for attempt in range(MAX_RETRIES):
             try:
-                answer = ray.get(reference, timeout=self._timeout_s)
+                answer = ray.get(reference, timeout=max(deadline - time.monotonic(), 0.0))
+                return self._checked(answer, part)
+            except (RayActorError, ObjectLostError, RayTaskError) as error:
+                if not _worth_repeating(error):
+                    raise own_error(error) or error from None
+                last = _reason(error)
             except GetTimeoutError as error:
                 raise TeacherError(
                     f"student {self._student}: teacher replica {part.replica} gave no answer in "
                     f"{self._timeout_s:.0f} s; look at its log, or raise teacher.timeout_s"
                 ) from error
-            except (RayActorError, ObjectLostError, RayTaskError) as error:
-                if not _worth_repeating(error):
-                    raise own_error(error) or error from None
-                last = _reason(error)
-                self.stats.retries += 1
-                request = TargetRequest(**{**request.__dict__, "pixels": ray.put(Pixels(batch.images_BHWC))})
-                reference = self._send(part.replica, request)
-                continue
-            return self._checked(answer, part)
+            time.sleep(RETRY_PAUSE_S * 2**attempt)
+            self.stats.retries += 1
+            request = TargetRequest(**{**request.__dict__, "pixels": ray.put(Pixels(batch.images_BHWC))})
+            reference = self._send(part.replica, request)
         raise TeacherError(
             f"student {self._student}: teacher replica {part.replica} failed {MAX_RETRIES} times on one request; "
             f"last: {last}"
@@ -182,8 +187,8 @@ class TeacherClient:
 
 
 def _worth_repeating(error: Exception) -> bool:
-    """True for a lost process or object; False for what would only happen again."""
-    return isinstance(_cause(error), (RayActorError, ObjectLostError))
+    """True for a lost process, a lost object or pixels that did not come; False for what would only happen again."""
+    return isinstance(_cause(error), (RayActorError, ObjectLostError, GetTimeoutError))
 
 
 def _reason(error: Exception) -> str:

@@ -61,7 +61,7 @@ class _Work:
     sample_ids: IntArray
     position: IntArray
     places: IntArray
-    fetch: FetchPixels
+    images: Images | None = None
     error: Exception | None = None
 
 
@@ -74,6 +74,7 @@ class TargetEngine:
         micro_batch: rows that the forward pads to, for the count of padded rows.
         queue_rows: rows that may wait for a forward; further requests are held back.
         on_forward: called with the stats after each forward, outside the lock and before its answers are given out.
+        cpu_clock: seconds of CPU that a forward takes, read in the forward thread before and after it.
     """
 
     def __init__(
@@ -85,14 +86,17 @@ class TargetEngine:
         micro_batch: int,
         queue_rows: int,
         on_forward: Callable[[EngineStats], None] = lambda _: None,
+        cpu_clock: Callable[[], float] = time.process_time,
     ) -> None:
         self._forward, self._store, self._width = forward, store, width
         self._micro_batch, self._queue_rows, self._on_forward = micro_batch, queue_rows, on_forward
+        self._cpu_clock = cpu_clock
         self._changed = threading.Condition()
         self._pending: dict[int, npt.NDArray[np.bool_]] = {}
         self._queue: deque[_Work] = deque()
         self._queued_rows = 0
         self._closed = False
+        self._why_closed = "the teacher was closed while students were still asking"
         self._stats = EngineStats()
         self._cpu_before = time.process_time()
         self._thread = threading.Thread(target=self._run, name="teacher-forward", daemon=True)
@@ -104,8 +108,8 @@ class TargetEngine:
         Args:
             view: view index.
             sample_ids: int64 [B], each id once.
-            fetch: returns the images at the given places of the batch; called only for absent samples, from the
-                forward thread.
+            fetch: returns the images at the given places of the batch; called only for absent samples, in the
+                caller's thread: a student whose pixels are slow to come does not hold up the forwards.
         Raises:
             TeacherError: the request is too large for the store, or the forward failed.
             Exception: whatever `fetch` raised, in the request that brought it and in no other.
@@ -119,8 +123,12 @@ class TargetEngine:
         with self._changed:
             position = self._store.index(sample_ids)
             self._count_request(view, position)
-            parts = self._wait_for_rows(view, sample_ids, position, fetch)
-        return copy_rows(parts, len(sample_ids), self._width)
+            found = self._wait_for_rows(view, sample_ids, position, None)
+        while isinstance(found, _Work):
+            self._bring(found, fetch)
+            with self._changed:
+                found = self._wait_for_rows(view, sample_ids, position, found)
+        return copy_rows(found, len(sample_ids), self._width)
 
     def stats(self) -> EngineStats:
         """Returns a copy of the counters."""
@@ -158,10 +166,9 @@ class TargetEngine:
         self._stats.joined += int((pending & ~live).sum())
 
     def _wait_for_rows(
-        self, view: int, sample_ids: IntArray, position: IntArray, fetch: FetchPixels
-    ) -> list[tuple[RowArray, IntArray, IntArray]]:
-        """Claims what is absent and waits until all is there; holds the lock except while waiting."""
-        work: _Work | None = None
+        self, view: int, sample_ids: IntArray, position: IntArray, work: _Work | None
+    ) -> list[tuple[RowArray, IntArray, IntArray]] | _Work:
+        """Waits until all rows are there, or until some are absent and may be claimed, without the lock."""
         while not self._closed:
             if work is not None and work.error is not None:
                 raise work.error
@@ -169,25 +176,42 @@ class TargetEngine:
             if (rows >= 0).all():
                 return self._store.locate(rows)
             absent = np.flatnonzero((rows < 0) & ~self._pending_of(view)[position])
-            if len(absent) and (
-                self._queued_rows == 0 or self._queued_rows + len(absent) <= self._queue_rows
-            ):
-                work = _Work(view, sample_ids[absent], position[absent], absent, fetch)
-                self._claim(work)
+            has_room = self._queued_rows == 0 or self._queued_rows + len(absent) <= self._queue_rows
+            if len(absent) and has_room:
+                return self._claim(_Work(view, sample_ids[absent], position[absent], absent))
             self._changed.wait()
-        raise TeacherError("the teacher was closed while students were still asking")
+        raise TeacherError(self._why_closed)
 
     def _pending_of(self, view: int) -> npt.NDArray[np.bool_]:
         if view not in self._pending:
             self._pending[view] = np.zeros(self._store.num_samples, np.bool_)
         return self._pending[view]
 
-    def _claim(self, work: _Work) -> None:
+    def _claim(self, work: _Work) -> _Work:
         self._pending_of(work.view)[work.position] = True
-        self._queue.append(work)
         self._queued_rows += len(work.position)
         self._stats.queue_peak_rows = max(self._stats.queue_peak_rows, self._queued_rows)
+        return work
+
+    def _release(self, works: list[_Work]) -> None:
+        """Ends claims, fulfilled or not; whoever still finds a sample absent may claim it with pixels of its own."""
+        for work in works:
+            self._pending_of(work.view)[work.position] = False
+            self._queued_rows -= len(work.position)
+        self._pending = {view: flags for view, flags in self._pending.items() if flags.any()}
         self._changed.notify_all()
+
+    def _bring(self, work: _Work, fetch: FetchPixels) -> None:
+        """Fetches the pixels of a claim and queues it."""
+        try:
+            work.images = fetch(work.places)
+        except BaseException:
+            with self._changed:
+                self._release([work])
+            raise
+        with self._changed:
+            self._queue.append(work)
+            self._changed.notify_all()
 
     def _run(self) -> None:
         while True:
@@ -199,7 +223,11 @@ class TargetEngine:
                 if self._closed:
                     return
                 works = self._take()
-            self._serve_works(works)
+            try:
+                self._serve_works(works)
+            except BaseException as error:
+                self._give_up(error)
+                raise
 
     def _take(self) -> list[_Work]:
         """Whole requests from the queue, up to eight micro-batches."""
@@ -210,24 +238,26 @@ class TargetEngine:
             rows += len(works[-1].position)
         return works
 
-    def _serve_works(self, works: list[_Work]) -> None:
-        started, cpu = time.perf_counter(), time.process_time()
-        images = [self._fetch(work) for work in works]
-        ready = [(work, image) for work, image in zip(works, images, strict=True) if image is not None]
-        outputs = self._compute([work for work, _ in ready], [image for _, image in ready])
+    def _give_up(self, error: BaseException) -> None:
+        """Tells everybody who waits that nothing will come any more."""
         with self._changed:
-            for work, values in zip([work for work, _ in ready], outputs, strict=True):
+            self._closed = True
+            self._why_closed = f"the teacher's forward thread died: {type(error).__name__}: {error}"
+            self._changed.notify_all()
+
+    def _serve_works(self, works: list[_Work]) -> None:
+        started, cpu = time.perf_counter(), self._cpu_clock()
+        outputs = self._compute(works)
+        cpu_s = self._cpu_clock() - cpu
+        with self._changed:
+            for work, values in zip(works, outputs, strict=True):
                 self._remember(work, values)
             self._stats.busy_s += time.perf_counter() - started
-            self._stats.cpu_s += time.process_time() - cpu
+            self._stats.cpu_s += cpu_s
             stats = self._snapshot()
         self._tell(stats, works)
         with self._changed:
-            for work in works:
-                self._pending[work.view][work.position] = False
-                self._queued_rows -= len(work.position)
-            self._pending = {view: flags for view, flags in self._pending.items() if flags.any()}
-            self._changed.notify_all()
+            self._release(works)
 
     def _tell(self, stats: EngineStats, works: list[_Work]) -> None:
         """Reports the forward before anybody waiting gets its answers: a process killed then has counted them."""
@@ -237,20 +267,11 @@ class TargetEngine:
             for work in works:
                 work.error = work.error or error
 
-    def _fetch(self, work: _Work) -> Images | None:
-        try:
-            return work.fetch(work.places)
-        except Exception as error:  # noqa: BLE001 - it belongs to the request that brought the pixels
-            work.error = error
-            return None
-
-    def _compute(self, works: list[_Work], images: list[Images]) -> list[RowArray]:
-        if not works:
-            return []
+    def _compute(self, works: list[_Work]) -> list[RowArray]:
         sizes = [len(work.position) for work in works]
         try:
             values = self._forward(
-                np.concatenate(images),
+                np.concatenate([work.images for work in works if work.images is not None]),
                 np.concatenate([work.sample_ids for work in works]),
                 np.repeat(np.array([work.view for work in works], np.int64), sizes),
             )
@@ -270,5 +291,5 @@ class TargetEngine:
             self._stats.forwards += len(values)
             self._store.put(work.view, work.position, values)
             self._stats.unique_views += fresh
-        except TeacherError as error:
+        except Exception as error:  # noqa: BLE001 - a full disk, no memory: an error of this request, not a hang of all
             work.error = error

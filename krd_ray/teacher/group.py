@@ -6,6 +6,7 @@ Does not serve (the actors do) and does not start a cluster.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from krd_ray.data.stream import ShardSet
 from krd_ray.errors import TeacherError
 from krd_ray.teacher.actor import TeacherActor, TeacherInfo, TeacherSpec
 
+log = logging.getLogger(__name__)
 NAMESPACE = "krd_ray"
+CLOSE_TIMEOUT_S = 30.0
 AGREEMENT_RTOL = 2**-10  # one unit in the last place of float16
 
 
@@ -73,8 +76,15 @@ class TeacherGroup:
         return _get_all([replica.stats.remote() for replica in self.replicas])
 
     def close(self) -> None:
-        """Writes the last statistics, frees the stores and ends the processes."""
-        _get_all([replica.close.remote() for replica in self.replicas])
+        """Writes the last statistics, frees the stores and ends the processes, even those that no longer answer."""
+        try:
+            ray.get([replica.close.remote() for replica in self.replicas], timeout=CLOSE_TIMEOUT_S)
+        except ray.exceptions.RayError as error:
+            log.warning("the teacher did not close in order, its last statistics may be missing: %s", error)
+        self.kill()
+
+    def kill(self) -> None:
+        """Ends the processes at once and gives their resources back."""
         for replica in self.replicas:
             ray.kill(replica, no_restart=True)
 

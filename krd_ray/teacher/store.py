@@ -151,12 +151,13 @@ class TargetStore:
         return found
 
     def close(self) -> None:
-        """Forgets everything; deletes the files unless the store persists."""
+        """Forgets all rows unless the store persists; the tables stay, to tell a resumed run what was computed."""
         self._memory.clear()
         self._writable.clear()
         self._open_page.cache_clear()
         if not self._persist:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            for page in self._disk:
+                self._page_path(page).unlink(missing_ok=True)
 
     @property
     def _page_bytes(self) -> int:

@@ -1,6 +1,6 @@
 """Answers how model weights get on and off the disk without unpickling anything.
 
-Does not decide whether a teacher is good (`selftest` does).
+Does not decide whether a teacher is good (`group` does).
 """
 
 from __future__ import annotations
@@ -99,6 +99,11 @@ def load_model(
     """
     state, card = read_weights(path)
     name = model or (card.model if card else None)
+    if model is None and name is not None and ":" in name and not name.startswith("torchvision:"):
+        raise TeacherError(
+            f"{path} names code as its model ({name}); a weights file may not choose what is run: "
+            f"set teacher.model to {name} yourself if you trust it"
+        )
     if name is None:
         raise TeacherError(f"{path} does not say which model it holds; set teacher.model")
     if card is not None and card.num_classes != num_classes:

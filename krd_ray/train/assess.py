@@ -41,11 +41,17 @@ def evaluate_run(folder: Path, *, again: bool = False) -> dict[str, Any]:
         raise DataError(f"{prepared.config.data.dir} has no test split to evaluate on")
     test = ShardSet.open(Path(prepared.config.data.dir), prepared.manifest, "test", side=prepared.train.side)
     with connected(prepared.config.ray):
-        remote: Any = ray.remote(num_cpus=0.25, num_gpus=_gpus(prepared))
+        num_gpus = _gpus(prepared)
+        remote: Any = ray.remote(num_cpus=0.25, num_gpus=num_gpus)
         taught_by = "teacher" if prepared.config.teacher else None
         results = ray.get(
             remote(evaluate_models).remote(
-                models, test, prepared.view, prepared.class_counts, teacher=taught_by
+                models,
+                test,
+                prepared.view,
+                prepared.class_counts,
+                teacher=taught_by,
+                device="cuda" if num_gpus else "cpu",
             )
         )
     evaluation = {"split": "test", "num_samples": test.num_rows, "models": results}
@@ -68,5 +74,8 @@ def _models(prepared: Prepared, run: RunDir) -> dict[str, dict[str, Any]]:
 
 
 def _gpus(prepared: Prepared) -> float:
-    """A GPU for the evaluation when the run used any."""
-    return float(any(student.resources.num_gpus > 0 for student in prepared.config.students))
+    """The largest share of a GPU that a process of the run had, for the evaluation."""
+    config = prepared.config
+    resources = [student.resources for student in config.students]
+    resources += [config.teacher.resources] if config.teacher else []
+    return min(max(each.num_gpus for each in resources), 1.0)

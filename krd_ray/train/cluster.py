@@ -19,7 +19,7 @@ from typing import Any
 
 import ray
 
-from krd_ray.config import RayConfig, RunConfig
+from krd_ray.config import RayConfig, RunConfig, StudentConfig
 from krd_ray.data.stream import READ_CPUS
 from krd_ray.errors import Interrupted, ResourceError
 from krd_ray.teacher.group import NAMESPACE
@@ -52,7 +52,8 @@ class Demand:
 def connected(settings: RayConfig) -> Iterator[None]:
     """Joins the cluster at `ray.address`, or starts one here for the time of the block; keeps a joined one.
 
-    The cluster started here listens on loopback only and has no dashboard.
+    The cluster started here has no dashboard. Ray's own ports listen on every interface, on Linux without a choice;
+    its token authentication, on by default, keeps strangers out.
     """
     if ray.is_initialized():
         yield
@@ -97,13 +98,16 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def demands_of(config: RunConfig, *, streams: bool) -> list[Demand]:
-    """Returns every process of a run with what it reserves, reading tasks included when shards are streamed."""
+def demands_of(config: RunConfig, students: Sequence[StudentConfig], *, streams: bool) -> list[Demand]:
+    """Returns every process that training these students of a run starts, with what it reserves.
+
+    The teacher's are among them when one of the students learns from it, a reading task when shards are streamed.
+    """
     demands = []
-    if config.teacher is not None:
+    if config.teacher is not None and any(config.loss_of(student).needs_teacher for student in students):
         wanted = config.teacher.resources.as_ray()
         demands += [Demand(f"teacher replica {k}", wanted) for k in range(config.teacher.replicas)]
-    for student in config.students:
+    for student in students:
         wanted = student.resources.as_ray()
         demands += [
             Demand(f"student {student.name} worker {rank}", wanted) for rank in range(student.workers)

@@ -59,6 +59,7 @@ def evaluate_models(
     class_counts: tuple[int, ...],
     *,
     teacher: str | None,
+    device: str,
     batch_size: int = 256,
 ) -> dict[str, Any]:
     """Evaluates several models on one split in one process.
@@ -69,6 +70,7 @@ def evaluate_models(
         view: as in training; each model's own mean and std win.
         class_counts: n_c of the training split, for the groups.
         teacher: the name whose predictions the others' agreement is counted against; None for no teacher.
+        device: `cpu` or `cuda`, as reserved.
         batch_size: rows of a forward.
     Returns:
         name -> model, num_params, num_flops, metrics, per_class_accuracy.
@@ -76,7 +78,9 @@ def evaluate_models(
     results: dict[str, Any] = {}
     teacher_logits: Tensor | None = None
     for name in sorted(models, key=lambda name: name != teacher):
-        predictions = list(_predict(models[name], shards, view, class_counts, batch_size))
+        predictions = list(
+            _predict(models[name], shards, view, class_counts, torch.device(device), batch_size)
+        )
         counts = count_split(iter(predictions), len(class_counts), teacher_logits)
         if name == teacher:
             teacher_logits = torch.cat([logits for logits, _ in predictions])
@@ -90,13 +94,17 @@ def evaluate_models(
 
 
 def _predict(
-    entry: dict[str, Any], shards: ShardSet, view: ViewSpec, class_counts: tuple[int, ...], batch_size: int
+    entry: dict[str, Any],
+    shards: ShardSet,
+    view: ViewSpec,
+    class_counts: tuple[int, ...],
+    device: torch.device,
+    batch_size: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     net, card = load_model(
         Path(entry["weights"]), model=entry["model"], num_classes=len(class_counts), image_size=view.side
     )
     own_view = replace(view, mean=card.mean, std=card.std) if card else view
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return run_split(net.to(device), shards, own_view, batch_size=batch_size, device=device)
 
 

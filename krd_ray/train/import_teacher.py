@@ -1,10 +1,11 @@
-"""Answers how weights from elsewhere become a teacher: checked, measured on val, written with a card.
+"""Answers how weights from elsewhere become a teacher: checked, written with a card, measured on val as written.
 
 Does not train.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,22 @@ from krd_ray.errors import ConfigError
 from krd_ray.teacher.weights import ModelCard, load_model, save_weights
 from krd_ray.train.cluster import connected
 from krd_ray.train.evaluate import evaluate_models
-from krd_ray.train.prepare import prepare
+from krd_ray.train.prepare import Prepared, prepare
+
+Channels = tuple[float, float, float]
 
 
-def import_teacher(config: RunConfig, weights: Path, out: Path) -> ModelCard:
+def import_teacher(
+    config: RunConfig, weights: Path, out: Path, *, mean: Channels | None = None, std: Channels | None = None
+) -> ModelCard:
     """Writes `weights` as safetensors with a card, for the model of the config's only student.
 
     Args:
         config: with `teacher: null` and exactly one student, which names the model.
         weights: safetensors, or a state_dict file.
         out: where to write.
+        mean, std: channel normalisation the weights were trained with, in [0, 1] units; None takes what the file's
+            own card says, else the dataset's.
     Returns:
         The card, with the macro accuracy on the val split if there is one.
     Raises:
@@ -35,27 +42,33 @@ def import_teacher(config: RunConfig, weights: Path, out: Path) -> ModelCard:
         raise ConfigError(f"a teacher config has one student, this one has {len(config.students)}")
     prepared = prepare(config)
     model = config.students[0].model
-    num_classes = prepared.manifest.num_classes
-    net, _ = load_model(weights, model=model, num_classes=num_classes, image_size=prepared.view.side)
-    accuracy = None
-    if prepared.val is not None:
-        entry = {"weights": str(weights.resolve()), "model": model}
-        with connected(config.ray):
-            remote: Any = ray.remote(num_cpus=0.25)
-            results = ray.get(
-                remote(evaluate_models).remote(
-                    {"imported": entry}, prepared.val, prepared.view, prepared.class_counts, teacher=None
-                )
-            )
-        accuracy = results["imported"]["metrics"]["balanced"]
+    num_classes, side = prepared.manifest.num_classes, prepared.view.side
+    net, own = load_model(weights, model=model, num_classes=num_classes, image_size=side)
     card = ModelCard(
         model=model,
         num_classes=num_classes,
-        image_size=prepared.view.side,
-        mean=prepared.view.mean,
-        std=prepared.view.std,
+        image_size=side,
+        mean=mean or (own.mean if own else prepared.view.mean),
+        std=std or (own.std if own else prepared.view.std),
         dataset=prepared.manifest.content_hash,
-        val_balanced=accuracy,
     )
     save_weights(net.state_dict(), card, out)
+    card = replace(card, val_balanced=_accuracy(prepared, model, out))
+    save_weights(net.state_dict(), card, out)
     return card
+
+
+def _accuracy(prepared: Prepared, model: str, weights: Path) -> float | None:
+    """Macro accuracy of the written file on the val split, on the CPU; None without one."""
+    if prepared.val is None:
+        return None
+    models = {"imported": {"weights": str(weights.resolve()), "model": model}}
+    with connected(prepared.config.ray):
+        remote: Any = ray.remote(num_cpus=0.25)
+        results = ray.get(
+            remote(evaluate_models).remote(
+                models, prepared.val, prepared.view, prepared.class_counts, teacher=None, device="cpu"
+            )
+        )
+    accuracy: float | None = results["imported"]["metrics"]["balanced"]
+    return accuracy

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from krd_ray.teacher.actor import read_stats
-from krd_ray.train.rundir import RunDir
+from krd_ray.train.rundir import RunDir, num_restarts, num_sessions
 
 SUMMED = [
     "requests",
@@ -36,26 +36,34 @@ STUDENT_SUMS = [
     "step_cpu_s",
     "requests",
     "retries",
-    "teacher_restarts",
     "bytes_received",
 ]
 
 
 def build_ledger(
-    run: RunDir, students: Sequence[str], *, taught: Sequence[str], driver_bytes: Mapping[str, int]
+    run: RunDir,
+    students: Sequence[str],
+    *,
+    taught: Sequence[str],
+    driver_bytes: Mapping[str, int],
+    on_cpu: bool,
 ) -> dict[str, Any]:
     """Adds up the run's metric rows and the teacher's statistics.
 
-        A  = sum_i samples_i * (C_T + C_i) / (teacher CPU seconds + sum_i student CPU seconds)
-        A* = (N * C_T + sum_i C_i) / (C_T + sum_i C_i),   eta = A / A*
+        alone = sum_i samples_i * (C_T + C_i)      N runs with the teacher inside each
+        A  = alone / (teacher CPU seconds + sum_i student CPU seconds)
+        A* = alone / (unique views * C_T + sum_i samples_i * C_i),   eta = A / A*
 
     C_T is the teacher's CPU time of a forward, C_i the CPU time of student i's training step, per sample; the
     denominator of A holds all CPU time of those processes while training, protocol and waiting loops included.
+    With N students of as many samples and fresh views, A* = (N * C_T + sum C_i) / (C_T + sum C_i). CPU clocks say
+    nothing about work on GPUs: A, A* and eta are null there.
 
     Args:
         run: the run directory.
         students: all names.
         taught: those that learn from the teacher.
+        on_cpu: no process of the run had a GPU.
         driver_bytes: payload that the driver received, counted where it is unpickled.
     Returns:
         The content of ledger.json.
@@ -79,7 +87,7 @@ def build_ledger(
     }
     if teacher is not None and teacher["unique_views"]:
         ledger["forwards_per_unique_view"] = teacher["forwards"] / teacher["unique_views"]
-        if teacher["forwards"] > 0 and all(entries[name]["samples"] for name in taught):
+        if on_cpu and teacher["forwards"] > 0 and all(entries[name]["samples"] for name in taught):
             ledger |= _gain(teacher, {name: entries[name] for name in taught})
     return ledger
 
@@ -89,7 +97,8 @@ def _gain(teacher: Mapping[str, Any], taught: Mapping[str, Mapping[str, Any]]) -
     costs = {name: entry["step_cpu_s"] / entry["samples"] for name, entry in taught.items()}
     alone = sum(entry["samples"] * (cost_teacher + costs[name]) for name, entry in taught.items())
     shared = teacher["process_cpu_s"] + sum(entry["cpu_s"] for entry in taught.values())
-    best = (len(taught) * cost_teacher + sum(costs.values())) / (cost_teacher + sum(costs.values()))
+    trained = sum(entry["samples"] * costs[name] for name, entry in taught.items())
+    best = alone / (teacher["unique_views"] * cost_teacher + trained)
     return {
         "cost_teacher_s_per_sample": cost_teacher,
         "A": alone / shared,
@@ -105,7 +114,8 @@ def _student_entry(run: RunDir, name: str) -> dict[str, Any]:
     covered = {row["epoch"]: row for row in rows if row["split"] == "coverage"}
     entry: dict[str, Any] = {"samples": sum(row["num_samples"] for row in trained)}
     entry |= {key: sum(row[key] for row in trained) for key in STUDENT_SUMS}
-    entry["restarts"] = max((row["attempt"] for row in rows), default=0)
+    entry["restarts"] = num_restarts(rows)
+    entry["sessions"] = num_sessions(rows)
     entry["epochs"] = len(covered)
     entry |= {key: sum(row[key] for row in covered.values()) for key in ("missed", "doubled", "left_out")}
     return entry

@@ -1,6 +1,6 @@
 """Answers how one worker of one student trains: the same loop for a teacher, a baseline and a student.
 
-Does not start anything (`launch` does) and holds no formulas. It runs inside a Ray Train worker.
+Does not start anything (`students` and `run` do) and holds no formulas. It runs inside a Ray Train worker.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class WorkerSpec:
         seed: of weights; shuffle_seed: of the order, shared by the students of a run.
         window_rows: of the shuffle.
         folder: the student's folder in the run directory.
+        session: how often a driver had started this student before.
         dataset_hash: for the card of the exported weights.
         num_threads: CPU threads of torch.
         teacher: None for a teacher or a baseline.
@@ -77,6 +78,7 @@ class WorkerSpec:
     shuffle_seed: int
     window_rows: int
     folder: str
+    session: int
     dataset_hash: str
     num_threads: int
     teacher: TeacherLink | None
@@ -97,6 +99,10 @@ def train_worker(config: dict[str, Any]) -> None:
     except KrdError as error:
         write_json(folder.error, {"kind": type(error).__name__, "message": error.message})
         raise
+
+
+class _OtherRankFailed(Exception):
+    """Ends a rank whose own values are good; the rank at fault writes what happened."""
 
 
 def _derived_seed(*parts: int) -> int:
@@ -120,10 +126,19 @@ class _Worker:
         self.sample_ids = sample_ids_of(spec.train_shards)
         self.client = self._connect()
         self.log = MetricsLog(folder, spec.student, folder.next_attempt()) if self.rank == 0 else None
-        self.epoch, self.step = self._restore()
-        self._write("start", self.epoch, pid=os.getpid(), num_workers=self.world, device=str(self.device))
-        self.step_cpu_s = 0.0
         self.val_balanced: float | None = None
+        self.epoch, self.step = self._restore()
+        self._write(
+            "start",
+            self.epoch,
+            session=spec.session,
+            pid=os.getpid(),
+            num_workers=self.world,
+            device=str(self.device),
+        )
+        self.step_cpu_s = 0.0
+        # The step's own thread does all its work when torch has no others; else the process's clock must do.
+        self.cpu_clock = time.thread_time if spec.num_threads == 1 else time.process_time
 
     def run(self) -> None:
         """Trains the epochs that are left, then exports the weights."""
@@ -135,6 +150,7 @@ class _Worker:
             self._write("coverage", epoch, **counted)  # the epoch's last row: readers wait for it
             if self._is_due(epoch, self.spec.train.checkpoint_every_epochs):
                 self._checkpoint(epoch)
+        self._refuse_non_finite_weights()
         if self.rank == 0:
             self._export()
 
@@ -179,10 +195,10 @@ class _Worker:
         self.module.train()
         for number, (batch, targets) in enumerate(self._batches(plan, epoch, waits)):
             self._set_lr(epoch + number / num_steps)
-            step_cpu = time.process_time()
+            step_cpu = self.cpu_clock()
             for name, value in self._train_step(batch, targets, epoch).items():
                 sums[name] = sums.get(name, 0.0) + value * len(batch)
-            self.step_cpu_s += time.process_time() - step_cpu
+            self.step_cpu_s += self.cpu_clock() - step_cpu
             seen.append(batch.sample_ids)
             if self.log and time.perf_counter() - shown > spec.train.progress_every_s:
                 shown = time.perf_counter()
@@ -267,12 +283,23 @@ class _Worker:
     def _refuse_non_finite(self, values: dict[str, float], batch: Batch, epoch: int) -> None:
         if all_finite(values.values(), self.device):
             return
-        bad = [name for name, value in values.items() if not np.isfinite(value)] or ["on another rank"]
+        bad = [name for name, value in values.items() if not np.isfinite(value)]
+        if not bad:
+            raise _OtherRankFailed(f"rank {self.rank} stops: the loss is not finite on another rank")
         raise NonFiniteLossError(
             f"student {self.spec.student}, rank {self.rank}: the loss is not finite at epoch {epoch}, step "
             f"{self.step} (terms: {', '.join(bad)}; sample ids: {batch.sample_ids[:8].tolist()} ...). The last "
             "checkpoint is intact; lower train.lr, or set train.clip_norm or train.warmup_epochs"
         )
+
+    def _refuse_non_finite_weights(self) -> None:
+        """A finite loss can still have a gradient that is not; what came of it must not be kept."""
+        finite = [float(torch.isfinite(tensor).all()) for tensor in self.student.state_dict().values()]
+        if not all_finite([0.0 if all(finite) else float("inf")], self.device):
+            raise NonFiniteLossError(
+                f"student {self.spec.student}, rank {self.rank}: weights are not finite after step {self.step}. The "
+                "last checkpoint is intact; lower train.lr, or set train.clip_norm or train.warmup_epochs"
+            )
 
     def _set_lr(self, epochs_done: float) -> None:
         for group in self.optimizer.param_groups:
@@ -329,6 +356,7 @@ class _Worker:
 
     def _checkpoint(self, epoch: int) -> None:
         """Reports the epoch on every rank; rank 0 attaches model, optimiser, scaler and epoch."""
+        self._refuse_non_finite_weights()
         if self.rank != 0:
             ray.train.report({"epoch": epoch})
             return
@@ -336,6 +364,7 @@ class _Worker:
             state = {
                 "epoch": epoch,
                 "step": self.step,
+                "val_balanced": self.val_balanced,
                 "student": self.student.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
@@ -353,6 +382,7 @@ class _Worker:
         self.student.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self.val_balanced = state["val_balanced"]
         return int(state["epoch"]) + 1, int(state["step"])
 
     def _export(self) -> None:

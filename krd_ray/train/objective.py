@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from krd_ray.config import LossConfig
-from krd_ray.maths.losses import CLASSIFICATION_LOSSES, kd_kl, rrd_cosine
+from krd_ray.maths.losses import CLASSIFICATION_LOSSES, DISTILLATION_TERMS
 from krd_ray.maths.rectify import Rectifier
 
 
@@ -67,7 +67,7 @@ def objective_terms(
     weights = {"classification": loss.classification.weight}
     if targets is not None:
         terms |= _distillation_terms(loss, student_logits, projected, targets)
-        weights |= {"kd": loss.kd.weight, "rrd": loss.rrd.weight, "lrd": loss.lrd.weight}
+        weights |= {name: getattr(loss, name).weight for name in DISTILLATION_TERMS}
     total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
     return {"loss": total, **terms}
 
@@ -75,14 +75,15 @@ def objective_terms(
 def _distillation_terms(
     loss: LossConfig, student_logits: Tensor, projected: Tensor | None, targets: StepTargets
 ) -> dict[str, Tensor]:
+    """The registry's terms that are switched on: on features where a record needs those, else on logits."""
     terms: dict[str, Tensor] = {}
-    for name in ("kd", "lrd"):
+    for name, record in DISTILLATION_TERMS.items():
         part = getattr(loss, name)
-        if part.weight > 0:
-            assert targets.logits is not None
-            terms[name] = kd_kl(student_logits, targets.logits, temperature=part.temperature)
-    if loss.rrd.weight > 0:
-        assert projected is not None
-        assert targets.features is not None
-        terms["rrd"] = rrd_cosine(projected, targets.features)
+        if part.weight == 0:
+            continue
+        if "rectified_features" in record.needs:
+            assert projected is not None
+            terms[name] = record.fn(projected, targets.features)
+        else:
+            terms[name] = record.fn(student_logits, targets.logits, temperature=part.temperature)
     return terms

@@ -5,6 +5,7 @@ Does not train (`loop` does) and does not draw (`report` does). The driver that 
 
 from __future__ import annotations
 
+import hashlib
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from krd_ray.config import RunConfig, StudentConfig
+from krd_ray.config import RunConfig, StudentConfig, TeacherConfig
 from krd_ray.config_io import dump_config, load_config
 from krd_ray.data.stream import cache_blocks
 from krd_ray.errors import Interrupted, RunError
@@ -28,7 +29,7 @@ from krd_ray.train.ledger import build_ledger
 from krd_ray.train.live import Progress
 from krd_ray.train.loop import TeacherLink, WorkerSpec
 from krd_ray.train.prepare import Prepared, prepare
-from krd_ray.train.rundir import RunDir, environment, read_json, write_json
+from krd_ray.train.rundir import RunDir, environment, num_sessions, read_json, write_json, write_text
 from krd_ray.train.students import StudentRun, run_together
 
 TICK_S = 0.5
@@ -41,6 +42,7 @@ class Outcome:
 
     run: RunDir
     results: list[dict[str, Any]]
+    num_trained: int
 
     @property
     def failed(self) -> list[dict[str, Any]]:
@@ -84,7 +86,7 @@ def _execute(prepared: Prepared, run: RunDir, students: Sequence[StudentConfig])
     config = prepared.config
     if students:
         with connected(config.ray):
-            prepared = _check_and_cache(prepared, run)
+            prepared = _check_and_cache(prepared, run, students)
             try:
                 _train(prepared, run, students)
             except Interrupted as error:
@@ -92,19 +94,20 @@ def _execute(prepared: Prepared, run: RunDir, students: Sequence[StudentConfig])
                     f"{error.message}; the last checkpoint of every student is kept, continue with "
                     f"`krd distill --resume {run.root}`"
                 ) from error
-            _write_ledger(prepared, run)
+    if students or not run.ledger.is_file():
+        _write_ledger(prepared, run)
     results = [read_json(run.student(student.name).result) for student in config.students]
-    return Outcome(run, results)
+    return Outcome(run, results, len(students))
 
 
-def _check_and_cache(prepared: Prepared, run: RunDir) -> Prepared:
+def _check_and_cache(prepared: Prepared, run: RunDir, students: Sequence[StudentConfig]) -> Prepared:
     """Checks resources, makes the run directory and puts decoded shards into the object store if they fit."""
     config = prepared.config
     capacity = ray.cluster_resources().get("object_store_memory", 0.0)
     wanted = prepared.train.decoded_bytes + (prepared.val.decoded_bytes if prepared.val else 0)
     fits = wanted <= config.data.cache_limit_frac * capacity
     cache = config.data.cache == "memory" or (config.data.cache == "auto" and fits)
-    check_resources(demands_of(config, streams=not cache), living_nodes())
+    check_resources(demands_of(config, students, streams=not cache), living_nodes())
     _write_start(prepared, run)
     if not cache:
         return prepared
@@ -113,6 +116,7 @@ def _check_and_cache(prepared: Prepared, run: RunDir) -> Prepared:
 
 
 def _write_start(prepared: Prepared, run: RunDir) -> None:
+    """Makes a new run's folder. Its config.yaml comes last, when the teacher is up: only then is it a run."""
     if run.config.exists():
         return
     run.create()
@@ -120,7 +124,6 @@ def _write_start(prepared: Prepared, run: RunDir) -> None:
     manifest = prepared.manifest
     known_as = {"name": str(manifest.source["kind"]), "content_hash": manifest.content_hash}
     write_json(run.dataset, manifest.model_dump(mode="json") | known_as)
-    run.config.write_text(dump_config(prepared.config), encoding="utf-8")
 
 
 def _train(prepared: Prepared, run: RunDir, students: Sequence[StudentConfig]) -> None:
@@ -128,6 +131,8 @@ def _train(prepared: Prepared, run: RunDir, students: Sequence[StudentConfig]) -
     taught = [student for student in students if config.loss_of(student).needs_teacher]
     epochs = {student.name: config.train_of(student).epochs for student in students}
     with Progress(run, epochs) as progress, _teacher(prepared, run, taught, progress) as link:
+        if not run.config.exists():
+            write_text(run.config, dump_config(config))
         runs = [
             StudentRun(
                 _worker_spec(prepared, run, student, link if student in taught else None),
@@ -161,6 +166,18 @@ def _teacher(
         num_callers=callers,
         name=f"teacher-{prepared.config.name}-{uuid.uuid4().hex[:8]}",
     )
+    try:
+        yield _start_teacher(group, prepared, progress)
+    except BaseException:
+        group.kill()
+        raise
+    group.close()
+
+
+def _start_teacher(group: TeacherGroup, prepared: Prepared, progress: Progress) -> TeacherLink:
+    """Calibrates and tests the teacher, and says how it did."""
+    config = prepared.config.teacher
+    assert config is not None
     guess = 1 / prepared.manifest.num_classes
     side = prepared.train.side
     probe = np.random.default_rng(0).integers(0, 256, (PROBE_IMAGES, side, side, 3), np.uint8)
@@ -173,8 +190,7 @@ def _teacher(
         f"teacher {info.model}: {info.accuracy:.1%} of its training images right (mean over classes), "
         f"{config.replicas} replica(s) on {info.device}"
     )
-    yield TeacherLink(tuple(group.replicas), info.teacher_hash, info.feature_dim, config.timeout_s)
-    group.close()
+    return TeacherLink(tuple(group.replicas), info.teacher_hash, info.feature_dim, config.timeout_s)
 
 
 def _teacher_spec(prepared: Prepared, run: RunDir, replica: int) -> TeacherSpec:
@@ -197,9 +213,18 @@ def _teacher_spec(prepared: Prepared, run: RunDir, replica: int) -> TeacherSpec:
         precision=config.precision,
         num_threads=threads_for(config.resources.num_cpus, config.num_threads),
         device="cuda" if config.resources.num_gpus > 0 else "cpu",
-        store_dir=config.spill_dir or str(run.teacher / "store"),
+        store_dir=_store_dir(config, run),
         run_dir=str(run.teacher),
     )
+
+
+def _store_dir(config: TeacherConfig, run: RunDir) -> str:
+    """A folder that runs share only if the store is to outlive them."""
+    if config.spill_dir is None:
+        return str(run.teacher / "store")
+    folder = Path(config.spill_dir).expanduser().resolve()
+    own = f"{run.root.name}-{hashlib.sha256(str(run.root).encode()).hexdigest()[:8]}"
+    return str(folder if config.persist else folder / own)
 
 
 def _worker_spec(
@@ -221,6 +246,7 @@ def _worker_spec(
         shuffle_seed=config.seed,
         window_rows=config.data.shuffle_rows,
         folder=str(run.student(student.name).root),
+        session=num_sessions(run.student(student.name).rows()),
         dataset_hash=prepared.manifest.content_hash,
         num_threads=threads_for(student.resources.num_cpus, train.num_threads),
         teacher=link,
@@ -231,4 +257,13 @@ def _write_ledger(prepared: Prepared, run: RunDir) -> None:
     config = prepared.config
     names = [student.name for student in config.students]
     taught = [student.name for student in config.students if config.loss_of(student).needs_teacher]
-    write_json(run.ledger, build_ledger(run, names, taught=taught, driver_bytes=RECEIVED_BYTES))
+    resources = [student.resources for student in config.students]
+    resources += [config.teacher.resources] if config.teacher else []
+    ledger = build_ledger(
+        run,
+        names,
+        taught=taught,
+        driver_bytes=RECEIVED_BYTES,
+        on_cpu=all(each.num_gpus == 0 for each in resources),
+    )
+    write_json(run.ledger, ledger)

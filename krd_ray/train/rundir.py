@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -114,6 +115,24 @@ class StudentDir:
         return 1 + max((row["attempt"] for row in self.rows()), default=-1)
 
 
+def num_sessions(rows: Sequence[dict[str, Any]]) -> int:
+    """Returns how often a driver has started this student."""
+    return len({row["session"] for row in rows if row["split"] == "start"})
+
+
+def num_restarts(rows: Sequence[dict[str, Any]]) -> int:
+    """Returns how often Ray had to start its workers again; a resumed run is no restart."""
+    return len([row for row in rows if row["split"] == "start"]) - num_sessions(rows)
+
+
+def seconds_trained(rows: Sequence[dict[str, Any]]) -> float:
+    """Returns the time between first and last row, added up over attempts: pauses between them do not count."""
+    times: dict[int, list[float]] = {}
+    for row in rows:
+        times.setdefault(row["attempt"], []).append(row["time"])
+    return sum(max(moments) - min(moments) for moments in times.values())
+
+
 class MetricsLog:
     """Appends metric rows of one student; one line, one write."""
 
@@ -132,10 +151,15 @@ class MetricsLog:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never half of it."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file so that a reader sees the old one or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=2) + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)

@@ -31,7 +31,7 @@ class Student(nn.Module):
         self.net = net
         self.projector: nn.Linear | None = None
         if teacher_dim is not None:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 self.projector = nn.Linear(feature_dim_of(net), teacher_dim, bias=False)
 

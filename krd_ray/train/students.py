@@ -18,7 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from krd_ray.config import Resources
 from krd_ray.models.registry import describe_model
 from krd_ray.train.loop import WorkerSpec, train_worker
-from krd_ray.train.rundir import StudentDir, read_json, write_json
+from krd_ray.train.rundir import StudentDir, num_restarts, read_json, seconds_trained, write_json
 
 
 class StudentRun:
@@ -36,11 +36,12 @@ class StudentRun:
         self._spec = spec
         self._trainer = _trainer(spec, workers, resources, max_failures)
         self._error: str | None = None
-        self._thread = threading.Thread(target=self._fit, name=f"student-{self.name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"student-{self.name}", daemon=True)
 
     def start(self) -> None:
         """Begins training in the background."""
         self.folder.error.unlink(missing_ok=True)
+        self.folder.weights.unlink(missing_ok=True)
         write_json(self.folder.result, summarise(self._spec, "started", None))
         self._thread.start()
 
@@ -52,21 +53,30 @@ class StudentRun:
         return "failed" if self._error else "finished"
 
     def finish(self) -> dict[str, Any]:
-        """Waits for the end, writes result.json and returns its content."""
+        """Waits for the end and returns what result.json says."""
         self._thread.join()
-        result = summarise(self._spec, "failed" if self._error else "finished", self._error)
-        write_json(self.folder.result, result)
-        return result
+        return dict(read_json(self.folder.result))
 
-    def _fit(self) -> None:
+    def _run(self) -> None:
+        """Trains and writes result.json as soon as this student has ended, whatever the others do."""
+        self._error = self._fit()
+        write_json(
+            self.folder.result, summarise(self._spec, "failed" if self._error else "finished", self._error)
+        )
+
+    def _fit(self) -> str | None:
+        """Returns None when the student has trained to its end, else what went wrong."""
         try:
             self._trainer.fit()
         except ray.train.TrainingFailedError as error:
-            self._error = _first_cause(error)
-        except ray.exceptions.RayError as error:
-            self._error = f"{type(error).__name__}: {error}"
+            failure: str | None = _first_cause(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends this student and no other
+            failure = f"{type(error).__name__}: {error}"
+        else:
+            failure = None if self.folder.weights.is_file() else "training ended without weights"
         if self.folder.error.exists():
-            self._error = read_json(self.folder.error)["message"]
+            failure = str(read_json(self.folder.error)["message"])
+        return failure
 
 
 def run_together(
@@ -98,8 +108,8 @@ def summarise(spec: WorkerSpec, status: str, error: str | None) -> dict[str, Any
         "epochs_done": len(train),
         "num_params": info.num_params,
         "num_flops": info.num_flops,
-        "seconds": rows[-1]["time"] - rows[0]["time"] if rows else 0.0,
-        "restarts": max((row["attempt"] for row in rows), default=0),
+        "seconds": seconds_trained(rows),
+        "restarts": num_restarts(rows),
         "images_per_s": median([row["images_per_s"] for row in train.values()]) if train else None,
         "wait_frac": waiting / total if total else None,
     }

@@ -250,7 +250,10 @@ def test_unreadable_pixels_fail_the_request_that_brought_them_and_no_other(
     blocker = Asker(engine, 1, IDS[:1])
     assert forward.entered.wait(PATIENCE_S)
 
+    waited_for = threading.Event()
+
     def broken(_: np.ndarray) -> np.ndarray:
+        assert waited_for.wait(PATIENCE_S)
         raise OSError("the object is lost")
 
     bad = Asker(engine, 0, IDS[:10], broken)
@@ -259,8 +262,9 @@ def test_unreadable_pixels_fail_the_request_that_brought_them_and_no_other(
     bystander = Asker(engine, 0, IDS[20:30])
     until(lambda: engine.stats().requests == 4)
     assert engine.stats().joined == 5
-    forward.gate.set()
+    waited_for.set()
     bad.wait()
+    forward.gate.set()
     assert isinstance(bad.error, OSError)
     np.testing.assert_array_equal(joiner.result(), expected_of(0, IDS[5:15]))
     np.testing.assert_array_equal(bystander.result(), expected_of(0, IDS[20:30]))

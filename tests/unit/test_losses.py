@@ -81,9 +81,9 @@ def _np_rrd(a: dict[str, Any], f: np.ndarray) -> float:
 REFERENCES = {
     "cross_entropy": _np_cross_entropy,
     "balanced_softmax": _np_balanced,
-    "kd_kl": _np_kd,
-    "lrd_kl": _np_kd,
-    "rrd_cosine": _np_rrd,
+    "kd": _np_kd,
+    "lrd": _np_kd,
+    "rrd": _np_rrd,
 }
 
 

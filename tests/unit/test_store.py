@@ -199,12 +199,17 @@ def test_other_key_empties_the_folder(tmp_path: Path, persist: bool) -> None:
     assert not list((tmp_path / "s").glob("page-*.f16"))
 
 
-def test_closing_deletes_the_folder_unless_it_persists(tmp_path: Path) -> None:
+def test_closing_deletes_the_pages_unless_they_persist_but_not_the_memory_of_what_was_computed(
+    tmp_path: Path,
+) -> None:
     for persist in (False, True):
         store = open_store(tmp_path / str(persist), disk_rows=100, persist=persist)
         put(store, 0, np.arange(10))
         store.close()
-        assert (tmp_path / str(persist)).exists() == persist
+        assert bool(list((tmp_path / str(persist)).glob("page-*"))) == persist
+    again = open_store(tmp_path / "False", disk_rows=100, persist=False)
+    assert (again.rows(0, np.arange(10)) < 0).all()
+    assert again.was_computed(0, np.arange(10)).all()
     check(open_store(tmp_path / "True", disk_rows=100, persist=True), 0, np.arange(10))
 
 

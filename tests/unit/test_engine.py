@@ -374,3 +374,34 @@ def test_stats_follow_every_forward_and_cannot_be_changed_from_outside(build: Bu
     assert (stats.rows, stats.hits, stats.bytes_in, stats.bytes_out) == (50, 10, 6, 7)
     assert 0 < stats.busy_s < PATIENCE_S
     assert stats.cpu_s <= stats.process_cpu_s
+
+
+def test_store_that_breaks_is_an_error_of_the_request_and_the_engine_lives_on(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = build()
+
+    def full(*_: object) -> None:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(TargetStore, "put", full)
+        with pytest.raises(MemoryError):
+            engine.serve(0, IDS[:10], own_pixels(IDS[:10]))
+    np.testing.assert_array_equal(engine.serve(0, IDS[:10], own_pixels(IDS[:10])), expected_of(0, IDS[:10]))
+
+
+def test_forward_thread_that_dies_tells_everybody_instead_of_hanging(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = build()
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+
+    def impossible(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(TargetEngine, "_tell", impossible)
+    asker = Asker(engine, 0, IDS[:10])
+    asker.wait()
+    assert isinstance(asker.error, TeacherError)
+    assert "forward thread died: RuntimeError: a bug" in str(asker.error)

@@ -379,3 +379,11 @@ def test_saved_calibration_is_found_by_exactly_its_teacher(tmp_path: Path) -> No
         assert torch.equal(found[0].to_dict()[name], value)
     assert torch.equal(found[0].centre, calibration.centre)
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_card_may_not_choose_which_code_runs(saved: Path, tmp_path: Path) -> None:
+    state, _ = read_weights(saved)
+    path = tmp_path / "named.safetensors"
+    save_weights(state, replace(CARD, model="this:s"), path)
+    with pytest.raises(TeacherError, match="names code as its model"):
+        load_model(path, model=None, num_classes=CLASSES, image_size=SIDE)

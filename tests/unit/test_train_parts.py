@@ -29,6 +29,7 @@ from krd_ray.errors import ConfigError, DataError, ResourceError, RunError, Teac
 from krd_ray.maths.rectify import Rectifier
 from krd_ray.models.registry import build_model, describe_model
 from krd_ray.teacher.weights import ModelCard, save_weights
+from krd_ray.train import students
 from krd_ray.train.cluster import Demand, check_resources, demands_of
 from krd_ray.train.ledger import build_ledger
 from krd_ray.train.live import COLUMNS, Progress
@@ -507,6 +508,26 @@ def test_result_sums_up_the_rows_of_a_student(tmp_path: Path) -> None:
         "error": None, "epochs_done": 3, "num_params": info.num_params, "num_flops": info.num_flops,
         "restarts": 1, "images_per_s": 26.0, "wait_frac": 0.25,
     }  # fmt: skip
+
+
+def test_student_fails_with_whatever_ray_train_raises_and_with_an_end_without_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Trainer:
+        def __init__(self, error: Exception | None) -> None:
+            self.error = error
+
+        def fit(self) -> None:
+            if self.error is not None:
+                raise self.error
+
+    for name, error, said in (("gone", OSError("storage is gone"), "OSError: storage is gone"),
+                              ("empty", None, "training ended without weights")):  # fmt: skip
+        monkeypatch.setattr(students, "_trainer", lambda *_, error=error: Trainer(error))
+        student = students.StudentRun(worker_spec(RunDir(tmp_path), name), 1, Resources(), 0)
+        student.start()
+        assert student.finish()["error"] == said
+        assert student.state == "failed"
 
 
 def test_student_that_never_began_has_a_result_too(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Nothing heavy is imported before a verb needs it, so that `krd --help` is quick.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,7 @@ import typer
 if TYPE_CHECKING:
     from krd_ray.train.run import Outcome
 
+INTERRUPTED = 130
 app = typer.Typer(
     name="krd",
     help="Distil one strong teacher into many small students on long-tailed images, on Ray.",
@@ -258,7 +260,10 @@ def main() -> None:
         app()
     except KrdError as error:
         typer.echo(f"error: {error.message}", err=True)
-        sys.exit(130 if isinstance(error, Interrupted) else 1)
+        if isinstance(error, Interrupted):
+            sys.stdout.flush()
+            os._exit(INTERRUPTED)  # at once: threads of the driver still wait for students
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -75,8 +75,14 @@ def connected(settings: RayConfig) -> Iterator[None]:
     try:
         with _interruptible():
             yield
-    finally:
+    except Interrupted:
+        # Threads that still wait for students would crash the process if Ray went away under them. The caller ends
+        # the process, and what Ray started here dies with it.
+        raise
+    except BaseException:
         ray.shutdown()
+        raise
+    ray.shutdown()
 
 
 @contextmanager

@@ -85,6 +85,7 @@ def base(shards: Path) -> dict[str, Any]:
         "views": {"pad": 1, "flip": False},
         "train": {"batch_size": 64, "lr": 0.1, "epochs": 4},
         "ray": {"num_cpus": 2, "object_store_bytes": 128 << 20},
+        "evaluate": False,
     }
 
 

@@ -57,7 +57,7 @@ def test_the_test_split_is_read_once(demo: tuple[str, Path]) -> None:
     assert (demo[1] / "evaluation.json").stat().st_mtime_ns == written
 
 
-def test_two_workers_see_each_sample_once_and_the_resolved_config_repeats_the_run(
+def test_two_workers_see_each_sample_once_and_the_resolved_config_repeats_the_run_cached_or_streamed(
     distill_config: Callable[..., Path], tmp_path: Path
 ) -> None:
     students = [
@@ -76,7 +76,15 @@ def test_two_workers_see_each_sample_once_and_the_resolved_config_repeats_the_ru
     assert [(row["missed"], row["doubled"], row["seen"]) for row in alone] == [(0, 0, num_train)] * 4
     assert json.loads((run / "ledger.json").read_text())["forwards_per_unique_view"] == 1.0
 
-    again = krd("distill", run / "config.yaml", "--set", f"run_dir={tmp_path / 'again'}")
+    settings = (
+        f"run_dir={tmp_path / 'again'}",
+        "data.cache=stream",
+        "students.pair.workers=1",
+        "ray.num_cpus=3",
+    )
+    again = krd(
+        "distill", run / "config.yaml", *(word for setting in settings for word in ("--set", setting))
+    )
     assert again.returncode == 0, again.stdout + again.stderr
     losses = [[row["loss"] for row in rows_of(root, "alone", "train")] for root in (run, tmp_path / "again")]
     assert losses[0] == losses[1]

@@ -41,6 +41,7 @@ def spec(digits: Any, cached: ShardSet, served: Any, tmp_path: Path) -> WorkerSp
         shuffle_seed=3,
         window_rows=1000,
         folder=str(tmp_path / "small"),
+        session=0,
         dataset_hash="0",
         num_threads=1,
         teacher=TeacherLink(tuple(group.replicas), teacher_hash, 64, 60.0),

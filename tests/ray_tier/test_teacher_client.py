@@ -71,7 +71,7 @@ def test_a_worker_asks_ahead_but_never_for_more_than_its_window(rows: Batch, in_
     stream = client_of(replica, in_flight=in_flight).stream(cut(rows, 20), 0)
     num_batches = -(-len(rows) // 20)
     for number, _ in enumerate(stream):
-        assert len(replica.requests) == min(number + in_flight, num_batches)
+        assert len(replica.requests) == min(number + 1 + in_flight, num_batches)
     assert number + 1 == num_batches
 
 

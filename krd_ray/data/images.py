@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from krd_ray.errors import DataError
 
@@ -70,7 +70,7 @@ def decode_image(data: bytes, side: int | None, *, where: str) -> Pixels:
             rgb = image.convert("RGB")
     except _DECODE_ERRORS as error:
         raise DataError(
-            f"unreadable image at {where} ({len(data)} bytes): {type(error).__name__}: {error}; "
+            f"unreadable image at {where} ({len(data)} bytes): {_reason(error)}; "
             "replace the image, or set on_bad_sample to skip"
         ) from error
     return np.array(rgb if side is None else _fit(rgb, side))
@@ -146,3 +146,10 @@ def _fit(image: Image.Image, side: int) -> Image.Image:
     if short == side:
         return image.crop((round(left), round(top), round(left) + side, round(top) + side))
     return image.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + short, top + short))
+
+
+def _reason(error: Exception) -> str:
+    """What the decoder says, without the name of its buffer, which only says where it lay in memory."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no image format that Pillow knows"
+    return f"{type(error).__name__}: {error}"

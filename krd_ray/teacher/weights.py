@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,11 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelCard | None]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # of torch, about pickle protocols; the error below says more
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch's reader trip in any way
         raise TeacherError(
             f"{path} is not a plain state_dict ({type(error).__name__}); only tensors are loaded, never "

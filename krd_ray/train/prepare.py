@@ -15,7 +15,7 @@ from krd_ray.data.verify import verify_dataset
 from krd_ray.errors import ConfigError, DataError
 from krd_ray.maths.views import ViewSpec
 from krd_ray.models.registry import describe_model
-from krd_ray.teacher.weights import read_weights
+from krd_ray.teacher.weights import load_model
 
 FULL_CHECK_BYTES = 1 << 30
 SMALL_SIDE = 64
@@ -45,7 +45,7 @@ def prepare(config: RunConfig) -> Prepared:
     Raises:
         DataError: shards missing, damaged or of another size than asked for.
         ConfigError: unknown model, a student that needs a teacher without one, settings that contradict.
-        TeacherError: weights that cannot be read.
+        TeacherError: weights that cannot be read or do not fit.
     """
     root = Path(config.data.dir).expanduser().resolve()
     manifest = _verified(config, root)
@@ -61,7 +61,12 @@ def prepare(config: RunConfig) -> Prepared:
         describe_model(student.model, num_classes=manifest.num_classes, image_size=view.side)
         _check_objective(resolved, student)
     if resolved.teacher is not None:
-        read_weights(Path(resolved.teacher.weights))
+        load_model(
+            Path(resolved.teacher.weights),
+            model=resolved.teacher.model,
+            num_classes=manifest.num_classes,
+            image_size=view.side,
+        )
     return Prepared(resolved, manifest, view, train, val)
 
 

@@ -4,10 +4,10 @@ Does not read images, move them between devices or hold state; a view depends on
 
 Shapes: B batch, H and W source rows and columns, S output side, C = 3 colour channels (RGB).
 
-How bit-identity is kept, whatever the batch, its order, the thread count or the device: draws are integer
-hashes; geometry is integer arithmetic; pixels meet only correctly rounded float32 operations, one kernel
-each (no fused multiply-add, no matrix product); the one reduction (grey level) sums integers. A compiler
-that fuses these steps would break the promise, so call the views outside `torch.compile`.
+How bit-identity is kept, whatever the batch, its order or the thread count (and, as built but not yet run, the
+device): draws are integer hashes; geometry is integer arithmetic; pixels meet only correctly rounded float32
+operations, one kernel each (no fused multiply-add, no matrix product); the one reduction (grey level) sums
+integers. A compiler that fuses these steps would break the promise: call the views outside `torch.compile`.
 """
 
 from __future__ import annotations

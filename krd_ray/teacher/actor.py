@@ -23,7 +23,7 @@ from ray.util import metrics as ray_metrics
 
 from krd_ray.data.stream import ShardSet, eval_batches, sample_ids_of
 from krd_ray.errors import TeacherError
-from krd_ray.maths.rectify import Calibration, Rectifier, rectify_features, rectify_logits
+from krd_ray.maths.rectify import Calibration, Rectifier, log_class_prior, rectify_features, rectify_logits
 from krd_ray.maths.views import ViewSpec
 from krd_ray.models.outputs import feature_dim_of
 from krd_ray.teacher.calibrate import (
@@ -129,8 +129,7 @@ class TeacherActor:
             bf16=spec.precision == "bf16",
             micro_batch=spec.micro_batch,
         )
-        counts = torch.tensor(spec.class_counts, dtype=torch.float64)
-        self._log_prior = torch.log(counts / counts.sum()).float()
+        self._log_prior = log_class_prior(torch.tensor(spec.class_counts))
         self._calibration: Calibration | None = None
         self._accuracy: float | None = None
         found = load_calibration(self._calibration_path, self._hash)
@@ -315,14 +314,15 @@ def _rectified_logits(
 class _Metrics:
     """The counters under Ray's metrics, for Prometheus; names get the prefix `ray_` there."""
 
-    NAMES = ("forwards", "unique_views", "hits", "joined", "requests", "bytes_in", "bytes_out", "busy_s")
-    LEVELS = ("store_memory_bytes", "store_disk_bytes", "queue_peak_rows")
+    NAMES = (
+        *("forwards", "unique_views", "hits", "joined", "requests", "bytes_in", "bytes_out", "busy_s"),
+        *("store_memory_bytes", "store_disk_bytes", "queue_peak_rows"),
+    )
 
     def __init__(self, replica: int) -> None:
         tags = {"replica": str(replica)}
         self._gauges = {
-            name: ray_metrics.Gauge(f"krd_teacher_{name}", tag_keys=("replica",))
-            for name in self.NAMES + self.LEVELS
+            name: ray_metrics.Gauge(f"krd_teacher_{name}", tag_keys=("replica",)) for name in self.NAMES
         }
         for gauge in self._gauges.values():
             gauge.set_default_tags(tags)

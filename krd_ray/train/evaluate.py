@@ -18,7 +18,7 @@ from krd_ray.data.stream import ShardSet, eval_batches
 from krd_ray.maths.metrics import EvalCounts, count_batch
 from krd_ray.maths.views import ViewSpec, eval_view
 from krd_ray.models.registry import describe_model
-from krd_ray.teacher.weights import load_model, read_weights
+from krd_ray.teacher.weights import load_model
 
 
 @torch.inference_mode()
@@ -78,14 +78,14 @@ def evaluate_models(
     results: dict[str, Any] = {}
     teacher_logits: Tensor | None = None
     for name in sorted(models, key=lambda name: name != teacher):
-        predictions = list(
-            _predict(models[name], shards, view, class_counts, torch.device(device), batch_size)
-        )
+        net, model_name, own_view = _load(models[name], view, len(class_counts))
+        at = torch.device(device)
+        predictions = list(run_split(net.to(at), shards, own_view, batch_size=batch_size, device=at))
         counts = count_split(iter(predictions), len(class_counts), teacher_logits)
         if name == teacher:
             teacher_logits = torch.cat([logits for logits, _ in predictions])
         results[name] = {
-            **_describe(models[name], view, len(class_counts)),
+            **_describe(model_name, view, len(class_counts)),
             "role": "teacher" if name == teacher else "student",
             "metrics": counts.metrics(torch.tensor(class_counts)),
             "per_class_accuracy": counts.per_class_accuracy(),
@@ -93,23 +93,15 @@ def evaluate_models(
     return results
 
 
-def _predict(
-    entry: dict[str, Any],
-    shards: ShardSet,
-    view: ViewSpec,
-    class_counts: tuple[int, ...],
-    device: torch.device,
-    batch_size: int,
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _load(entry: dict[str, Any], view: ViewSpec, num_classes: int) -> tuple[nn.Module, str, ViewSpec]:
+    """The model of a weights file, its name, and the view in the normalisation it was trained with."""
     net, card = load_model(
-        Path(entry["weights"]), model=entry["model"], num_classes=len(class_counts), image_size=view.side
+        Path(entry["weights"]), model=entry["model"], num_classes=num_classes, image_size=view.side
     )
-    own_view = replace(view, mean=card.mean, std=card.std) if card else view
-    return run_split(net.to(device), shards, own_view, batch_size=batch_size, device=device)
-
-
-def _describe(entry: dict[str, Any], view: ViewSpec, num_classes: int) -> dict[str, Any]:
-    card = read_weights(Path(entry["weights"]))[1]
     name = entry["model"] or (card.model if card else "")
+    return net, name, replace(view, mean=card.mean, std=card.std) if card else view
+
+
+def _describe(name: str, view: ViewSpec, num_classes: int) -> dict[str, Any]:
     info = describe_model(name, num_classes=num_classes, image_size=view.side)
     return {"model": name, "num_params": info.num_params, "num_flops": info.num_flops}

@@ -124,6 +124,7 @@ class _Worker:
         self.factor = lr_factor(spec.train)
         self.class_counts = torch.tensor(spec.class_counts, device=self.device)
         self.sample_ids = sample_ids_of(spec.train_shards)
+        self.sorted_ids = np.sort(self.sample_ids)
         self.client = self._connect()
         self.log = MetricsLog(folder, spec.student, folder.next_attempt()) if self.rank == 0 else None
         self.val_balanced: float | None = None
@@ -205,7 +206,7 @@ class _Worker:
                 self._log_epoch("progress", epoch, sums, seen, shown - started, before, waits, cpu)
         self._log_epoch("train", epoch, sums, seen, time.perf_counter() - started, before, waits, cpu)
         left_out = self.sample_ids[list(plan.left_out)]
-        return coverage(np.sort(self.sample_ids), seen, left_out.tolist(), self.device)
+        return coverage(self.sorted_ids, seen, left_out.tolist(), self.device)
 
     def _batches(
         self, plan: EpochPlan, epoch: int, waits: ClientStats

@@ -12,7 +12,7 @@ from krd_ray.config import RunConfig, StudentConfig, TrainConfig, ViewsConfig
 from krd_ray.data.manifest import Manifest
 from krd_ray.data.stream import ShardSet
 from krd_ray.data.verify import verify_dataset
-from krd_ray.errors import ConfigError, DataError
+from krd_ray.errors import ConfigError
 from krd_ray.maths.views import ViewSpec
 from krd_ray.models.registry import describe_model
 from krd_ray.teacher.weights import load_model
@@ -50,9 +50,6 @@ def prepare(config: RunConfig) -> Prepared:
     root = Path(config.data.dir).expanduser().resolve()
     manifest = _verified(config, root)
     train = ShardSet.open(root, manifest, "train", side=config.data.image_size)
-    if 0 in manifest.splits["train"].class_counts:
-        empty = manifest.splits["train"].class_counts.index(0)
-        raise DataError(f"{root}: class {empty} ({manifest.classes[empty]}) has no training image")
     resolved = _resolve(config, root, train.side)
     view = _view_spec(resolved, manifest)
     has_val = "val" in manifest.splits and manifest.splits["val"].num_rows > 0
@@ -71,11 +68,10 @@ def prepare(config: RunConfig) -> Prepared:
 
 
 def _verified(config: RunConfig, root: Path) -> Manifest:
-    manifest = verify_dataset(root, full=config.data.verify == "full")
-    num_bytes = sum(shard.num_bytes for split in manifest.splits.values() for shard in split.shards)
-    if config.data.verify == "auto" and num_bytes < FULL_CHECK_BYTES:
-        manifest = verify_dataset(root, full=True)
-    return manifest
+    splits = Manifest.load(root).splits.values()
+    small = sum(shard.num_bytes for split in splits for shard in split.shards) < FULL_CHECK_BYTES
+    verify = config.data.verify
+    return verify_dataset(root, full=verify == "full" or (verify == "auto" and small))
 
 
 def _check_objective(config: RunConfig, student: StudentConfig) -> None:

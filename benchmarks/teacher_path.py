@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -109,7 +110,7 @@ def actor_ms(folder: Path) -> dict[str, float]:
         )
 
         def ask(batch: Batch, view: int) -> None:
-            list(client.stream(iter([batch]), view))
+            list(client.stream(iter([replace(batch, view_index=np.full(len(batch), view))])))
 
         computed = timed_ms(lambda view: ask(batch, view), 50)
         found = timed_ms(lambda _: ask(batch, 0), 200)

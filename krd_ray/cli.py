@@ -190,6 +190,28 @@ def report(run_dir: Annotated[Path, typer.Argument(help="run directory")]) -> No
 
 
 @app.command()
+def compare(
+    run_dirs: Annotated[list[Path], typer.Argument(help="run directories", metavar="RUN_DIR...")],
+    split: Annotated[str, typer.Option(help="test: evaluation.json; val: the last val row")] = "test",
+    out: Annotated[Path, typer.Option(help="folder for table, pictures and page")] = Path("runs/comparison"),
+    against: Annotated[str | None, typer.Option(help="a method: differences to it, paired by seed")] = None,
+) -> None:
+    """Compare methods over models, seeds and runs: mean and spread as table, CSV and pictures."""
+    from krd_ray.errors import ConfigError
+    from krd_ray.report.comparison import compare_runs
+    from krd_ray.report.comparison_page import write_comparison
+    from krd_ray.report.terminal import print_methods
+
+    if split not in ("test", "val"):
+        raise ConfigError(f"--split is test or val, got {split}")
+    comparison = compare_runs(run_dirs, split=split, against=against)  # type: ignore[arg-type]
+    files = write_comparison(comparison, out)
+    print_methods(comparison)
+    for path in files:
+        typer.echo(f"wrote {path}")
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="folder for shards, runs and report")] = Path("runs/demo"),
 ) -> None:

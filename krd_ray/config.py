@@ -6,20 +6,15 @@ A YAML key, a `--set a.b=c` and a search-space parameter are the same dotted nam
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+from krd_ray.config_loss import Count, Fraction, LossConfig, NonNegative, Positive, Strict
 
-
-class Strict(BaseModel):
-    """Base of all settings: immutable, finite, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$"
+METHOD = r"^[A-Za-z0-9][A-Za-z0-9_+-]{0,31}$"
 
 
 class Resources(Strict):
@@ -99,63 +94,13 @@ class TeacherConfig(Strict):
     )
 
 
-class ClassificationConfig(Strict):
-    """The loss against the labels."""
+class SamplerConfig(Strict):
+    """How often an epoch shows a sample: by class, with the epoch's length kept."""
 
-    name: Literal["cross_entropy", "balanced_softmax"] = "cross_entropy"
-    weight: NonNegative = 1.0
-
-
-class RrdConfig(Strict):
-    """Representation-rectified distillation; weight is alpha in design.md section 4."""
-
-    weight: NonNegative = 0.0
-    target: Literal["teacher", "balanced", "class_mean", "prior", "mix"] = "balanced"
-    gate: Literal["full", "constant", "by_count"] = "full"
-    gate_strength: Fraction = 1.0
-
-
-class LrdConfig(Strict):
-    """Logit-rectified distillation; weight is beta in design.md section 4."""
-
-    weight: NonNegative = 0.0
-    temperature: Positive = 2.0
-    tau_prior: NonNegative = 1.0
-    exchange: bool = True
-
-
-class KdConfig(Strict):
-    """Plain distillation of the teacher's logits as they are (Hinton et al. 2015)."""
-
-    weight: NonNegative = 0.0
-    temperature: Positive = 4.0
-
-
-class LossConfig(Strict):
-    """The objective: a classification loss plus weighted distillation terms; weight 0 turns a term off."""
-
-    classification: ClassificationConfig = ClassificationConfig()
-    kd: KdConfig = KdConfig()
-    rrd: RrdConfig = RrdConfig()
-    lrd: LrdConfig = LrdConfig()
-
-    @model_validator(mode="after")
-    def _one_form_of_logits(self) -> LossConfig:
-        if self.kd.weight > 0 and self.lrd.weight > 0:
-            raise ValueError(
-                "kd and lrd ask for the teacher's logits in two forms; set kd.weight or lrd.weight to 0"
-            )
-        return self
-
-    @property
-    def needs_teacher(self) -> bool:
-        """True when any term needs soft targets."""
-        return max(self.kd.weight, self.rrd.weight, self.lrd.weight) > 0
-
-    def label(self) -> str:
-        """Returns a short name for tables, for instance `balanced_softmax+rrd+lrd`."""
-        terms = [name for name in ("kd", "rrd", "lrd") if getattr(self, name).weight > 0]
-        return "+".join([self.classification.name, *terms])
+    name: Literal["instance_balanced", "square_root", "class_balanced"] = "instance_balanced"
+    from_epoch: Annotated[int, Field(ge=0)] = Field(
+        0, description="instance-balanced before this epoch (deferred re-sampling)"
+    )
 
 
 class TrainConfig(Strict):
@@ -173,6 +118,7 @@ class TrainConfig(Strict):
     gamma: Positive = 0.1
     warmup_epochs: NonNegative = 0.0
     clip_norm: Positive | None = None
+    sampler: SamplerConfig = SamplerConfig()
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 on GPU, fp32 on CPU"
     )
@@ -198,13 +144,54 @@ class TrainConfig(Strict):
 class StudentConfig(Strict):
     """One student; `loss` and `train` hold only what differs from the run's."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    name: Annotated[str, Field(pattern=NAME)]
     model: str
+    method: str | None = Field(None, description="name that tables group seeds under; null: the loss's label")
     workers: Count = 1
     resources: Resources = Resources()
-    seed: int | None = Field(None, description="null: the run's seed")
+    seed: int | None = Field(None, description="of weights and of the samples' order; null: the run's seed")
     loss: dict[str, Any] = Field(default_factory=dict)
     train: dict[str, Any] = Field(default_factory=dict)
+
+
+class MethodConfig(Strict):
+    """One method of a comparison: what differs from the run's `loss` and `train`."""
+
+    loss: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
+
+
+class ComparedModel(Strict):
+    """One student model of a comparison."""
+
+    model: str
+    name: Annotated[str, Field(pattern=NAME)] | None = Field(None, description="null: the model's name")
+    workers: Count = 1
+    resources: Resources = Resources()
+
+
+class CompareConfig(Strict):
+    """Every method with every model and every seed: each combination becomes a student of the run."""
+
+    methods: Annotated[dict[Annotated[str, Field(pattern=METHOD)], MethodConfig], Field(min_length=1)]
+    models: Annotated[list[ComparedModel], Field(min_length=1)]
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+
+    def students(self) -> list[StudentConfig]:
+        """Returns one student per combination, named method.model.s0; seeds are outermost, so that a comparison
+        that is cut short has whole seeds."""
+        return [
+            StudentConfig(
+                name=f"{method}.{entry.name or re.sub('[^A-Za-z0-9_-]', '_', entry.model)}.s{seed}",
+                method=method,
+                seed=seed,
+                **entry.model_dump(exclude={"name"}),
+                **config.model_dump(),
+            )
+            for seed in self.seeds
+            for entry in self.models
+            for method, config in self.methods.items()
+        ]
 
 
 class RayConfig(Strict):
@@ -226,7 +213,7 @@ def _no_null_list(value: Any) -> Any:
 class RunConfig(Strict):
     """One run: shards, an optional teacher, students that train together."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    name: Annotated[str, Field(pattern=NAME)]
     seed: int = 0
     run_dir: str | None = Field(None, description="null: runs/<name>-<time>")
     data: DataConfig
@@ -234,12 +221,20 @@ class RunConfig(Strict):
     teacher: TeacherConfig | None = None
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
-    students: Annotated[list[StudentConfig], Field(min_length=1), BeforeValidator(_no_null_list)]
+    students: Annotated[list[StudentConfig], BeforeValidator(_no_null_list)] = []
+    compare: CompareConfig | None = Field(None, description="methods x models x seeds, added to students")
+    students_at_once: Count | None = Field(
+        None, description="students that train at the same time; null: all of them"
+    )
     ray: RayConfig = RayConfig()
     evaluate: bool = Field(True, description="read the test split once at the end of the run")
 
     @model_validator(mode="after")
     def _students_fit_together(self) -> RunConfig:
+        if not self.students and self.compare is None:
+            raise ValueError(
+                "at least one student is required: list `students`, or give `compare`, which makes them"
+            )
         names = [student.name for student in self.students]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
@@ -247,6 +242,13 @@ class RunConfig(Strict):
         if self.teacher is not None and "teacher" in names:
             raise ValueError("a student may not be called `teacher` in a run that has one")
         return self
+
+    def expanded(self) -> RunConfig:
+        """Returns the config with the comparison's students written out."""
+        if self.compare is None:
+            return self
+        students = [*self.students, *self.compare.students()]
+        return RunConfig.model_validate({**self.model_dump(), "students": students, "compare": None})
 
     def loss_of(self, student: StudentConfig) -> LossConfig:
         """Returns the run's loss with the student's own settings over it."""

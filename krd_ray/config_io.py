@@ -15,7 +15,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from krd_ray.config import LossConfig, RunConfig, TrainConfig, merge
+from krd_ray.config import MethodConfig, RunConfig, StudentConfig, TrainConfig, merge
+from krd_ray.config_loss import LossConfig
 from krd_ray.errors import ConfigError
 
 Location = tuple[int | str, ...]
@@ -49,16 +50,26 @@ def parse_config(raw: dict[str, Any]) -> RunConfig:
     """Checks a mapping against the schema; all problems are reported at once, each by its dotted name."""
     try:
         config = RunConfig.model_validate(raw)
+        _check_parts(config)
+        return config.expanded()
     except ValidationError as error:
         raise ConfigError(_explain(error, RunConfig, ())) from error
-    for index, student in enumerate(config.students):
+
+
+def _check_parts(config: RunConfig) -> None:
+    """Checks what students and methods lay over the run's `loss` and `train`."""
+    parts: list[tuple[Location, StudentConfig | MethodConfig]] = [
+        (("students", index), student) for index, student in enumerate(config.students)
+    ]
+    if config.compare is not None:
+        parts += [(("compare", "methods", name), method) for name, method in config.compare.methods.items()]
+    for where, owner in parts:
         for part, model in (("loss", LossConfig), ("train", TrainConfig)):
             base = getattr(config, part).model_dump()
             try:
-                model.model_validate(merge(base, getattr(student, part)))
+                model.model_validate(merge(base, getattr(owner, part)))
             except ValidationError as error:
-                raise ConfigError(_explain(error, model, ("students", index, part))) from error
-    return config
+                raise ConfigError(_explain(error, model, (*where, part))) from error
 
 
 def apply_setting(raw: dict[str, Any], setting: str) -> None:

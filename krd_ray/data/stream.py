@@ -22,20 +22,25 @@ from ray.data.datasource import Datasource, ReadTask
 
 from krd_ray.data.images import decode_image
 from krd_ray.data.manifest import Manifest
-from krd_ray.data.plan import EpochPlan, IntArray, Piece, eval_plan, shuffle_window, train_plan
+from krd_ray.data.plan import EpochPlan, IntArray, Piece, Repeats, eval_plan, shuffle_window
 from krd_ray.data.remote_errors import unwrapped
 from krd_ray.errors import DataError
+from krd_ray.maths.samplers import view_of_copy
 
 READ_CPUS = 0.25
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one step: sample_id int64 [B], label int64 [B], image uint8 [B, side, side, 3] (RGB)."""
+    """Rows of one step: sample_id int64 [B], label int64 [B], image uint8 [B, side, side, 3] (RGB).
+
+    view_index int64 [B] says which view of each image is trained on; it is 0 in evaluation, which has one view.
+    """
 
     sample_ids: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
     images_BHWC: npt.NDArray[np.uint8]
+    view_index: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -101,9 +106,19 @@ def cache_blocks(shards: ShardSet) -> ShardSet:
 
 
 def train_batches(
-    shards: ShardSet, plan: EpochPlan, *, batch_size: int, seed: int, epoch: int, rank: int, window_rows: int
+    shards: ShardSet,
+    plan: EpochPlan,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    rank: int,
+    window_rows: int,
+    cycle: int | None = None,
 ) -> Iterator[Batch]:
     """Yields the plan's rows in shuffled batches: chunks in plan order, rows shuffled inside a window.
+
+    A row that the plan repeats is read once and stands in memory once; its copy k takes view epoch + k.
 
     Args:
         shards: the split.
@@ -111,58 +126,102 @@ def train_batches(
         batch_size: rows of a batch; the last one may be smaller.
         seed, epoch, rank: name the shuffle.
         window_rows: rows shuffled together; at least the rank's rows gives a full shuffle.
+        cycle: number of different views per image; None: no bound.
     Returns:
-        Batches that together hold each row of the plan exactly once.
+        Batches that together hold each row of the plan exactly as often as it says.
     """
-    held: list[Batch] = []
+    held: list[_Rows] = []
     held_rows, window, left = 0, 0, plan.num_rows
-    for block in _blocks(shards, plan.pieces):
-        held.append(block)
-        held_rows += len(block)
-        left -= len(block)
+    for block, repeats in zip(_blocks(shards, plan.pieces), plan.repeats, strict=True):
+        held.append(_taken(block, repeats, epoch, cycle))
+        held_rows += len(held[-1])
+        left -= len(held[-1])
         if held_rows >= window_rows or left == 0:
             rows = _join(held)
             order = shuffle_window(held_rows, seed=seed, epoch=epoch, rank=rank, window=window)
             keep = held_rows % batch_size if left else 0
             yield from _cut_batches(rows, order[: held_rows - keep], batch_size)
-            held = [_take(rows, order[held_rows - keep :])] if keep else []
+            held = [_whole(rows.batch(order[held_rows - keep :]))] if keep else []
             held_rows, window = keep, window + 1
 
 
 def eval_batches(shards: ShardSet, *, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
     """Yields this rank's part of the split in file order, each row once."""
-    for block in _blocks(shards, eval_plan(shards.chunk_rows, rank=rank, world=world).pieces):
-        yield from _cut_batches(block, np.arange(len(block)), batch_size)
-
-
-def plan_epoch(shards: ShardSet, *, seed: int, epoch: int, rank: int, world: int) -> EpochPlan:
-    """Returns this rank's share of a training epoch."""
-    return train_plan(shards.chunk_rows, seed=seed, epoch=epoch, rank=rank, world=world)
+    for block in _blocks(shards, eval_plan(shards.chunk_rows, rank=rank, world=world)):
+        yield from _cut_batches(_whole(block), np.arange(len(block)), batch_size)
 
 
 def sample_ids_of(shards: ShardSet) -> npt.NDArray[np.int64]:
     """Returns the sample ids of the split in file order, int64 [N]; reads that one column only."""
+    return _column(shards, "sample_id")
+
+
+def labels_of(shards: ShardSet) -> npt.NDArray[np.int64]:
+    """Returns the labels of the split in file order, int64 [N]; reads that one column only."""
+    return _column(shards, "label")
+
+
+def _column(shards: ShardSet, name: str) -> npt.NDArray[np.int64]:
     files = list(dict.fromkeys(shards.files))
-    tables = [pq.read_table(Path(shards.root) / file, columns=["sample_id"]) for file in files]
-    return np.asarray(pa.concat_tables(tables)["sample_id"].to_numpy(), np.int64)
+    tables = [pq.read_table(Path(shards.root) / file, columns=[name]) for file in files]
+    return np.asarray(pa.concat_tables(tables)[name].to_numpy(), np.int64)
 
 
-def _cut_batches(rows: Batch, order: IntArray, batch_size: int) -> Iterator[Batch]:
+@dataclass(frozen=True)
+class _Rows:
+    """Rows that wait to be shuffled: `index` [n] into the images at hand, each of which may be meant many times."""
+
+    images: Batch
+    index: IntArray
+    view_index: IntArray
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def batch(self, places: IntArray) -> Batch:
+        """Copies out the rows at the places."""
+        index, images = self.index[places], self.images
+        return Batch(
+            images.sample_ids[index],
+            images.labels[index],
+            images.images_BHWC[index],
+            self.view_index[places],
+        )
+
+
+def _whole(block: Batch) -> _Rows:
+    return _Rows(block, np.arange(len(block)), block.view_index)
+
+
+def _taken(block: Batch, repeats: Repeats | None, epoch: int, cycle: int | None) -> _Rows:
+    """What an epoch takes of a piece; images that it does not take are let go."""
+    if repeats is None:
+        once = np.zeros(len(block), np.int64)
+        return _Rows(block, np.arange(len(block)), view_of_copy(once, epoch=epoch, cycle=cycle))
+    used, index = np.unique(repeats.rows, return_inverse=True)
+    images = block if len(used) == len(block) else _whole(block).batch(used)
+    return _Rows(images, index, view_of_copy(repeats.copies, epoch=epoch, cycle=cycle))
+
+
+def _cut_batches(rows: _Rows, order: IntArray, batch_size: int) -> Iterator[Batch]:
     for start in range(0, len(order), batch_size):
-        yield _take(rows, order[start : start + batch_size])
+        yield rows.batch(order[start : start + batch_size])
 
 
-def _take(rows: Batch, index: IntArray) -> Batch:
-    return Batch(rows.sample_ids[index], rows.labels[index], rows.images_BHWC[index])
-
-
-def _join(parts: Sequence[Batch]) -> Batch:
+def _join(parts: Sequence[_Rows]) -> _Rows:
     if len(parts) == 1:
         return parts[0]
-    return Batch(
-        np.concatenate([part.sample_ids for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        np.concatenate([part.images_BHWC for part in parts]),
+    images = [part.images for part in parts]
+    first = np.cumsum([0, *(len(each) for each in images[:-1])])
+    return _Rows(
+        Batch(
+            np.concatenate([each.sample_ids for each in images]),
+            np.concatenate([each.labels for each in images]),
+            np.concatenate([each.images_BHWC for each in images]),
+            np.concatenate([each.view_index for each in images]),
+        ),
+        np.concatenate([part.index + offset for part, offset in zip(parts, first.tolist(), strict=True)]),
+        np.concatenate([part.view_index for part in parts]),
     )
 
 
@@ -190,6 +249,7 @@ def _as_arrays(table: pa.Table, side: int) -> Batch:
         table["sample_id"].to_numpy(),
         table["label"].to_numpy().astype(np.int64),
         flat.reshape(len(image), side, side, 3),
+        np.zeros(len(image), np.int64),
     )
 
 

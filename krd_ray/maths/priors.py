@@ -1,6 +1,7 @@
 """Answers where each class would sit if no class were favoured: balanced category priors.
 
-Does not compute class means or rectify anything: see `rectify.py`. Runs once per teacher, float64, CPU.
+Does not compute class means, keep what it found (`calibration.py` does) or rectify anything (`rectify.py` does).
+Runs once per teacher and kind, float64, CPU.
 
 Shapes: C classes, D feature dimensions.
 """
@@ -8,47 +9,87 @@ Shapes: C classes, D feature dimensions.
 from __future__ import annotations
 
 import logging
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from krd_ray.errors import DataError, ShapeError
+from krd_ray.errors import ConfigError, DataError, ShapeError
 
 Array = NDArray[np.float64]
+PriorKind = Literal["auto", "simplex", "sphere", "class_mean"]
 TSC_TEMPERATURE = 0.07  # as in arXiv:2111.13998
 DESCENTS = ((0.5, 30), (0.2, 30), (TSC_TEMPERATURE, 140))  # (temperature, at most so many steps)
 MAX_MATCHING_ROUNDS = 20
 RELATIVE_TOLERANCE = 1e-6
 START_NOISE = 1e-3
+SMALLEST_MEAN_FRAC = 1e-6  # of the longest mean; below it float32 has rounded the direction away
 
 _log = logging.getLogger(__name__)
 
 
-def balanced_priors(class_means: Tensor, *, seed: int = 0) -> Tensor:
-    """Unit vectors as far apart as C classes allow, turned towards the teacher's own class means.
+def resolve_prior(kind: PriorKind, num_classes: int, num_dims: int) -> PriorKind:
+    """Which priors `kind` means here: "auto" is "simplex" where D >= C - 1, else "sphere".
 
-    D >= C - 1: the simplex equiangular tight frame (all cosines -1 / (C - 1)) nearest to the means,
+    Args:
+        kind: "auto" or a kind by name.
+        num_classes: C >= 2.
+        num_dims: D >= 1, of the teacher's features.
+    Returns:
+        "simplex", "sphere" or "class_mean".
+    Raises:
+        ConfigError: the kind is unknown, or a simplex of C classes does not fit into D dimensions.
+    Example:
+        >>> resolve_prior("auto", 10, 64), resolve_prior("auto", 100, 64)
+        ('simplex', 'sphere')
+    """
+    if kind not in get_args(PriorKind):
+        raise ConfigError(f"rectifier.prior must be one of {', '.join(get_args(PriorKind))}, got {kind!r}")
+    fits = num_dims >= num_classes - 1
+    if kind == "simplex" and not fits:
+        raise ConfigError(
+            f"rectifier.prior is simplex: equal angles between {num_classes} classes need at least "
+            f"{num_classes - 1} feature dimensions, and this teacher has {num_dims}. Set loss.rrd.prior to "
+            "auto or sphere (as far apart as the dimensions allow), or take a teacher with wider features."
+        )
+    if kind == "auto":
+        return "simplex" if fits else "sphere"
+    return kind
+
+
+def balanced_priors(class_means: Tensor, kind: PriorKind = "auto", seed: int = 0) -> Tensor:
+    """Unit vectors, one per class: as far apart as C classes allow, turned towards the teacher's own class means.
+
+    simplex (needs D >= C - 1): the simplex equiangular tight frame, all cosines -1 / (C - 1), that is nearest
+    to the means M,
 
         argmax_U trace(M U^T)  over  U U^T = C / (C - 1) (I - 11^T / C)
         U = sqrt(C / (C - 1)) B polar(B^T M),   B [C, C - 1] an orthonormal basis of the complement of 1.
 
-    D < C - 1: equal angles are impossible. A minimum of `uniformity_loss` on the sphere, found from the
-    means' own directions, then matched to the means (Hungarian) and rotated onto them (Procrustes) in turn
-    until neither helps. Bounded: 1000 classes in 64 dimensions take about 3 s on one core.
+    sphere (any D): a minimum of `uniformity_loss`, found from the means' own directions, then matched to the
+    means (Hungarian) and rotated onto them (Procrustes) in turn until neither helps. Where D >= C - 1 that
+    minimum is the simplex, to the search's tolerance; below, equal angles are impossible. Bounded: 1000 classes
+    in 64 dimensions take about 3 s on one core.
 
-    Rotating the means rotates the simplex solution with them, exactly, as long as the means span C - 1
-    dimensions. If they do not, the missing directions are an arbitrary, deterministic completion.
+    class_mean (any D): u_c = mu_c / |mu_c|, the ablation: equal norms at the teacher's own angles.
+
+    auto: simplex where D >= C - 1, else sphere.
+
+    Rotating the means rotates the simplex with them, exactly, as long as the means span C - 1 dimensions. If they
+    do not, the missing directions are an arbitrary, deterministic completion.
 
     Args:
         class_means: [C, D], C >= 2, centred by their own mean; any float dtype and scale.
-        seed: of the noise that separates coinciding means at the start, D < C - 1 only.
+        kind: "auto", "simplex", "sphere" or "class_mean".
+        seed: of the noise that separates coinciding means at the start, sphere only.
     Returns:
         [C, D] float32 on the means' device, unit norm.
     Raises:
         ShapeError: not [C, D] with C >= 2 and D >= 1.
-        DataError: a mean is not finite.
+        DataError: a mean is not finite, or (class_mean) has no direction.
+        ConfigError: the kind is unknown, or a simplex does not fit.
     Source: simplex frame: Papyan et al. 2020 (arXiv:2008.08186). Uniform targets: TSC
         (arXiv:2111.13998); deviation: TSC starts at random and assigns targets while it trains,
         here both come from the means once, and the temperature falls to 0.07 in three descents (the same
@@ -63,13 +104,15 @@ def balanced_priors(class_means: Tensor, *, seed: int = 0) -> Tensor:
             f"class_means must be [C, D] with C >= 2 and D >= 1, got {tuple(class_means.shape)}: "
             "one mean feature vector per class."
         )
+    kind = resolve_prior(kind, *class_means.shape)
     means = class_means.detach().cpu().to(torch.float64).numpy()
     _refuse_non_finite(means)
-    num_classes, num_dims = means.shape
-    if num_dims >= num_classes - 1:
+    if kind == "simplex":
         u = _nearest_simplex(means)
+    elif kind == "sphere":
+        u = _spread_on_sphere(means, seed)
     else:
-        u = _match_and_rotate(_spread_points(means, seed), means)
+        u = _own_directions(means)
     return torch.from_numpy(u).to(class_means.device, torch.float32)
 
 
@@ -95,7 +138,7 @@ def _refuse_non_finite(means: Array) -> None:
         )
 
 
-# ---- D >= C - 1
+# ---- simplex
 
 
 def _nearest_simplex(means: Array) -> Array:
@@ -121,7 +164,33 @@ def _polar(matrix: Array) -> Array:
     return factor
 
 
-# ---- D < C - 1
+# ---- class_mean
+
+
+def _own_directions(means: Array) -> Array:
+    """[C, D] mu_c / |mu_c|."""
+    norms = np.linalg.norm(means, axis=1)
+    lost = np.flatnonzero(norms <= SMALLEST_MEAN_FRAC * norms.max())
+    if lost.size:
+        raise DataError(
+            f"rectifier.prior is class_mean, but the mean features of {lost.size} classes (first: class {lost[0]}) "
+            "coincide with the centre of all classes and have no direction. Set loss.rrd.prior to auto."
+        )
+    return _unit(means)
+
+
+# ---- sphere
+
+
+def _spread_on_sphere(means: Array, seed: int) -> Array:
+    """[C, D] the search; more than C dimensions are left out of it, as C means cannot span them."""
+    num_classes, num_dims = means.shape
+    if num_dims <= num_classes:
+        return _match_and_rotate(_spread_points(means, seed), means)
+    span, _ = np.linalg.qr(means.T)  # [D, C], orthonormal columns
+    inside = means @ span
+    spread: Array = _match_and_rotate(_spread_points(inside, seed), inside) @ span.T
+    return spread
 
 
 def _spread_points(means: Array, seed: int) -> Array:

@@ -1,6 +1,7 @@
 """Answers what the teacher should have said: logits and features with its bias to head classes taken out.
 
-Does not run the teacher, estimate class means or compute a loss; temperature is never applied here.
+Does not run the teacher, estimate class means (`calibration.py` keeps them) or compute a loss; temperature is never
+applied here.
 
 Shapes: B batch, C classes, D teacher feature dimensions. Symbols as in docs/design.md, section 4.
 """
@@ -11,15 +12,20 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from krd_ray.errors import ConfigError, DataError, ShapeError
-from krd_ray.maths.priors import balanced_priors
+from krd_ray.errors import ConfigError, ShapeError, TeacherError
+from krd_ray.maths.calibration import Calibration
+from krd_ray.maths.priors import PriorKind
 
-FeatureForm = Literal["off", "teacher", "balanced", "class_mean", "prior", "mix"]
+FeatureForm = Literal["off", "teacher", "balanced", "class_mean", "prior", "mix", "class_direction"]
 Gate = Literal["full", "constant", "by_count"]
+Length = Literal["unit", "teacher"]
+FLOAT16_MAX = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True)
@@ -30,12 +36,15 @@ class Rectifier:
         tau_prior: strength >= 0 of the prior taken off the logits; 1 turns a long-tailed posterior into a
             balanced one.
         exchange: where the rectified logits still miss the label, swap the label's with the largest.
-        features: "off" sends none; "teacher" as they are, but centred and of unit length; "balanced" moves
-            the class means to balanced places and keeps what varies within a class; "class_mean", "prior"
-            and "mix" (of the feature and the class's prior) are the ablations.
+        features: "off" sends none; "teacher" as they are, but centred; "balanced" moves the class means to
+            balanced places and keeps what varies within a class; "class_mean", "prior" and "mix" (of the feature
+            and the class's prior) are the ablations; "class_direction" is the class mean without centring.
+        prior: the balanced places: "auto", "simplex", "sphere" or "class_mean", see `balanced_priors`. Matters to
+            "balanced", "prior" and "mix".
         gate: how far class c moves: "full" (1), "constant" (gate_strength), "by_count" (more for rarer
             classes, up to gate_strength). Matters to "balanced" and "mix".
         gate_strength: in [0, 1].
+        length: of the features sent: "unit", or "teacher", that of the teacher's own feature.
         send_logits: False when only features are wanted.
     Raises:
         ConfigError: a value is out of range, or nothing would be sent.
@@ -47,14 +56,16 @@ class Rectifier:
     gate: Gate = "full"
     gate_strength: float = 1.0
     send_logits: bool = True
+    prior: PriorKind = "auto"
+    length: Length = "unit"
 
     def __post_init__(self) -> None:
-        forms, gates = get_args(FeatureForm), get_args(Gate)
+        choices = {"features": FeatureForm, "prior": PriorKind, "gate": Gate, "length": Length}
+        named = ((name, getattr(self, name), get_args(kind)) for name, kind in choices.items())
         rules = (
             ("tau_prior", 0 <= self.tau_prior < math.inf, ">= 0 and finite", self.tau_prior),
-            ("features", self.features in forms, f"one of {', '.join(forms)}", self.features),
-            ("gate", self.gate in gates, f"one of {', '.join(gates)}", self.gate),
             ("gate_strength", 0 <= self.gate_strength <= 1, "in [0, 1]", self.gate_strength),
+            *((name, got in allowed, f"one of {', '.join(allowed)}", got) for name, got, allowed in named),
         )
         for name, holds, expected, got in rules:
             if not holds:
@@ -64,74 +75,6 @@ class Rectifier:
                 "rectifier.send_logits is false and rectifier.features is off: nothing would be sent. "
                 "Ask for one of them."
             )
-
-
-@dataclass(frozen=True, eq=False)
-class Calibration:
-    """What one pass of the teacher over the training shards leaves behind; all a rectifier needs to know.
-
-    Build it with `from_means`. All tensors lie on one device.
-
-    Attributes:
-        class_counts: [C] int64, training samples per class, >= 1.
-        class_means: [C, D] float32, raw mean feature of each class.
-        priors: [C, D] float32, balanced category priors u_c, unit norm.
-        centre: [D] float32, mean of the class means, each class weighing the same.
-        mean_norm: [] float32, s: mean norm of the centred class means.
-    """
-
-    class_counts: Tensor
-    class_means: Tensor
-    priors: Tensor
-    centre: Tensor
-    mean_norm: Tensor
-
-    @classmethod
-    def from_means(cls, class_means: Tensor, class_counts: Tensor) -> Calibration:
-        """Derive centre, norm and priors from raw class means [C, D] and training counts [C].
-
-        Raises:
-            ShapeError: the two disagree on C.
-            DataError: a class has no training sample, or a mean is not finite.
-        """
-        means = class_means.detach().to(torch.float32)
-        _check_calibration(means, class_counts)
-        return cls._assemble(class_counts, means, balanced_priors(means - means.mean(dim=0)))
-
-    @classmethod
-    def from_dict(cls, tensors: dict[str, Tensor]) -> Calibration:
-        """Back from `to_dict`; the priors are taken as stored, not searched again.
-
-        Raises:
-            DataError: a tensor is missing or a class has no training sample.
-            ShapeError: the shapes disagree.
-        """
-        missing = {"class_counts", "class_means", "priors"} - tensors.keys()
-        if missing:
-            raise DataError(
-                f"calibration lacks {', '.join(sorted(missing))}; it has "
-                f"{', '.join(sorted(tensors)) or 'nothing'}. Calibrate the teacher again."
-            )
-        means, priors = tensors["class_means"], tensors["priors"]
-        _check_calibration(means, tensors["class_counts"])
-        if priors.shape != means.shape:
-            raise ShapeError(f"priors have shape {tuple(priors.shape)}, class_means {tuple(means.shape)}.")
-        return cls._assemble(tensors["class_counts"], means.to(torch.float32), priors.to(torch.float32))
-
-    @classmethod
-    def _assemble(cls, class_counts: Tensor, means: Tensor, priors: Tensor) -> Calibration:
-        centre = means.mean(dim=0)
-        mean_norm = (means - centre).norm(dim=1).mean()
-        return cls(class_counts.to(means.device, torch.int64), means, priors, centre, mean_norm)
-
-    def to_dict(self) -> dict[str, Tensor]:
-        """The tensors that cannot be derived again cheaply, for a safetensors file."""
-        return {"class_counts": self.class_counts, "class_means": self.class_means, "priors": self.priors}
-
-    def to(self, device: torch.device | str) -> Calibration:
-        """A copy on `device`."""
-        tensors = (self.class_counts, self.class_means, self.priors, self.centre, self.mean_norm)
-        return Calibration(*(tensor.to(device) for tensor in tensors))
 
 
 def log_class_prior(class_counts: Tensor) -> Tensor:
@@ -215,41 +158,56 @@ def class_gates(class_counts: Tensor, spec: Rectifier) -> Tensor:
     return (strength * rarity).to(torch.float32)
 
 
-def balanced_means(calibration: Calibration, spec: Rectifier) -> Tensor:
-    """m_c = (1 - g_c) mu_c + g_c s u_c: where each centred class mean moves.
+def balanced_means(calibration: Calibration, spec: Rectifier, classes: Tensor) -> Tensor:
+    """m_c = (1 - g_c) mu_c + g_c s u_c: where the centred means of some classes move.
 
     Args:
         calibration: class means and priors.
-        spec: its gate.
+        spec: its gate and its kind of prior.
+        classes: [N] int64 in [0, C), repeats allowed.
     Returns:
-        [C, D] float32.
+        [N, D] float32, row n for class classes[n].
     """
-    gate = class_gates(calibration.class_counts, spec)[:, None]
-    centred = calibration.class_means - calibration.centre
-    return (1.0 - gate) * centred + gate * calibration.mean_norm * calibration.priors
+    gate = class_gates(calibration.class_counts, spec)[classes, None]
+    centred = calibration.class_means[classes] - calibration.centre
+    return (1.0 - gate) * centred + gate * calibration.mean_norm * calibration.priors_of(spec.prior)[classes]
 
 
 def rectify_features(features: Tensor, labels: Tensor, calibration: Calibration, spec: Rectifier) -> Tensor:
-    """The direction each sample's representation should have.
+    """The representation that each sample should have: a direction, times 1 or the teacher's own length.
 
-        f: feature minus centre;  mu: centred class means;  n(x) = x / |x|;  y: label
-        teacher     n(f)
-        balanced    n(m_y + (f - mu_y)),   m_c = (1 - g_c) mu_c + g_c s u_c
-        class_mean  n(mu_y)
-        prior       u_y
-        mix         n((1 - g_y) n(f) + g_y u_y)
+        x: feature;  f: x minus centre;  mu: centred class means;  n(v) = v / |v|;  y: label;  u: `prior`
+
+        form                direction                                 length "teacher"
+        teacher             n(f)                                      |f|
+        balanced            n(m_y + (f - mu_y))                       |f|
+        class_mean          n(mu_y)                                   |f|
+        prior               u_y                                       |f|
+        mix                 n((1 - g_y) n(f) + g_y u_y)               |f|
+        class_direction     n(centre + mu_y)                          |x|
+
+        m_c = (1 - g_c) mu_c + g_c s u_c
+
+    With the gate closed (g = 0) "balanced" and "mix" are "teacher".
 
     Args:
         features: [B, D] raw teacher features, any float dtype.
         labels: [B] int64 in [0, C).
         calibration: on the features' device.
-        spec: `features` chooses the form, `gate` and `gate_strength` set g.
+        spec: `features` chooses the form, `prior` sets u, `gate` and `gate_strength` set g, `length` the length.
     Returns:
-        [B, D] float32, unit norm (zero where the vector to normalise is exactly zero).
+        [B, D] float32, of norm 1 or |f| or |x|; zero where the vector to normalise is exactly zero.
     Raises:
         ShapeError: features, labels and calibration disagree on B or D.
-        ConfigError: `spec.features` is "off".
-    Source: this project's reading of RRD (arXiv:2409.07694), docs/design.md section 4.
+        ConfigError: `spec.features` is "off", or the simplex that `spec` asks for does not fit into D dimensions.
+        DataError: priors of kind "class_mean", and a class mean has no direction.
+    Source: this project's reading of RRD (arXiv:2409.07694), docs/design.md section 4; class_direction: ND
+        (arXiv:2305.17007), whose student turns towards the teacher's own, uncentred class mean.
+    Example:
+        >>> calibration = Calibration.from_means(torch.eye(3), torch.tensor([5, 2, 1]))
+        >>> x, y = torch.tensor([[3.0, 0.0, 4.0]]), torch.tensor([2])
+        >>> rectify_features(x, y, calibration, Rectifier(features="class_direction", length="teacher"))
+        tensor([[0., 0., 5.]])
     """
     means = calibration.class_means
     if features.ndim != 2 or labels.shape != features.shape[:1] or features.shape[1] != means.shape[1]:
@@ -259,30 +217,55 @@ def rectify_features(features: Tensor, labels: Tensor, calibration: Calibration,
         )
     if spec.features == "off":
         raise ConfigError("rectifier.features is off, but rectified features are asked for.")
-    centred = features.to(torch.float32) - calibration.centre
+    features = features.to(torch.float32)
+    centred = features - calibration.centre
+    direction = F.normalize(_towards(centred, labels, calibration, spec), dim=1)
+    if spec.length == "unit":
+        return direction
+    made_from = features if spec.features == "class_direction" else centred
+    length: Tensor = made_from.norm(dim=1, keepdim=True)
+    return direction * length
+
+
+def _towards(centred: Tensor, labels: Tensor, calibration: Calibration, spec: Rectifier) -> Tensor:
+    """[B, D] vectors in the directions that `rectify_features` promises, of any length."""
     if spec.features == "teacher":
-        return F.normalize(centred, dim=1)
-    if spec.features == "class_mean":
-        return F.normalize(means[labels] - calibration.centre, dim=1)
+        return centred
+    if spec.features == "class_direction":
+        return calibration.class_means[labels]
     if spec.features == "prior":
-        return calibration.priors[labels]
+        return calibration.priors_of(spec.prior)[labels]
     if spec.features == "mix":
         gate = class_gates(calibration.class_counts, spec)[labels, None]
-        mixed = (1.0 - gate) * F.normalize(centred, dim=1) + gate * calibration.priors[labels]
-        return F.normalize(mixed, dim=1)
-    shift = balanced_means(calibration, spec) - (means - calibration.centre)
-    return F.normalize(centred + shift[labels], dim=1)
+        return (1.0 - gate) * F.normalize(centred, dim=1) + gate * calibration.priors_of(spec.prior)[labels]
+    own = calibration.class_means[labels] - calibration.centre
+    if spec.features == "class_mean":
+        return own
+    return centred + (balanced_means(calibration, spec, labels) - own)
 
 
-def _check_calibration(means: Tensor, class_counts: Tensor) -> None:
-    if means.ndim != 2 or class_counts.shape != means.shape[:1]:
-        raise ShapeError(
-            f"class_means have shape {tuple(means.shape)}, class_counts {tuple(class_counts.shape)}; "
-            "expected [C, D] and [C]."
+def to_float16(values: Tensor, sample_ids: NDArray[np.int64], what: str, remedy: str) -> Tensor:
+    """Rectified rows as they travel, refused where float16 would turn a number into infinity.
+
+    Args:
+        values: [B, K], finite.
+        sample_ids: [B] int64, for the message.
+        what: "features" or "logits", for the message.
+        remedy: what the person can change, for the message.
+    Returns:
+        [B, K] float16, finite.
+    Raises:
+        TeacherError: a value is beyond 65504; with the sample and its length.
+    Example:
+        >>> to_float16(torch.tensor([[3e4, 6e4]]), np.array([107]), "features", "Ask for unit length.")
+        tensor([[30000., 60000.]], dtype=torch.float16)
+    """
+    rows = values.to(torch.float16)
+    if len(rows) and not rows.abs().amax() <= FLOAT16_MAX:
+        first = int((~rows.isfinite().all(dim=1)).nonzero()[0, 0])
+        raise TeacherError(
+            f"the rectified {what} of sample {sample_ids[first]} have length {values[first].norm():.1f}, with a "
+            f"value of {values[first].abs().max():.1f}; answers travel as float16, which ends at "
+            f"{FLOAT16_MAX:.0f}. {remedy}"
         )
-    empty = (class_counts < 1).nonzero().flatten().tolist()
-    if empty:
-        raise DataError(
-            f"{len(empty)} of {len(class_counts)} classes have no training sample (first: class {empty[0]}), "
-            "so they have no mean feature. Leave them out of the class list or add a sample."
-        )
+    return rows

@@ -36,6 +36,7 @@ __all__ = ["MODELS", "ModelInfo", "ModelOutput", "build_model", "describe_model"
 MIN_SIDE = 8
 MIN_CLASSES = 2
 DIGITS_NET_PATTERN = re.compile(r"digits_net_([1-9]\d*)")
+THIN_PATTERN = re.compile(r"resnet([1-9]\d*)_w([1-9]\d*)")
 
 Kind = Literal["own", "torchvision", "users"]
 Backbone = CifarResNet | WideResNet | DigitsNet
@@ -62,7 +63,8 @@ def build_model(name: str, *, num_classes: int, image_size: int, seed: int) -> n
     """Builds a model by name, on the CPU, ready to train.
 
     Args:
-        name: one of `list_models(include_torchvision=True)`, `digits_net_<width>`, or a user's own
+        name: one of `list_models(include_torchvision=True)`, `digits_net_<width>`, `resnet<depth>_w<width>`,
+            or a user's own
             `my_pkg.my_mod:fn`, called as fn(num_classes=..., image_size=...).
         num_classes: C >= 2.
         image_size: side of the square RGB images, pixels; >= 8 for krd_ray's own networks.
@@ -147,6 +149,9 @@ def _build_own(name: str, num_classes: int) -> Classifier:
 
 
 def _own_record(name: str) -> ModelRecord:
+    sized = THIN_PATTERN.fullmatch(name)
+    if sized is not None:
+        return _sized(name, depth=int(sized[1]), width=int(sized[2]))
     width = DIGITS_NET_PATTERN.fullmatch(name)
     if width is None:
         return MODELS[name]
@@ -168,7 +173,7 @@ def _checked_kind(name: str, num_classes: int, image_size: int) -> Kind:
 
 
 def _kind_of(name: str) -> Kind:
-    if name in MODELS or DIGITS_NET_PATTERN.fullmatch(name):
+    if name in MODELS or DIGITS_NET_PATTERN.fullmatch(name) or THIN_PATTERN.fullmatch(name):
         return "own"
     if name.startswith(PREFIX):
         if name.removeprefix(PREFIX) in {*torchvision_names(), *REFUSED}:
@@ -187,7 +192,7 @@ def _unknown_name_message(name: str) -> str:
     own = [own_name for own_name in MODELS if not DIGITS_NET_PATTERN.fullmatch(own_name)]
     return (
         f"there is no model '{name}'; {hint}. Expected one of {', '.join(own)}, digits_net_<width>, "
-        f"{PREFIX}<name>, or your own as my_pkg.my_mod:fn"
+        f"resnet<depth>_w<width>, {PREFIX}<name>, or your own as my_pkg.my_mod:fn"
     )
 
 
@@ -199,6 +204,16 @@ X4_WIDTHS = (32, 64, 128, 256)
 
 def _thin(blocks_per_stage: int) -> ModelRecord:
     return ModelRecord(partial(CifarResNet, blocks_per_stage=blocks_per_stage), HE_2015)
+
+
+def _sized(name: str, *, depth: int, width: int) -> ModelRecord:
+    """resnet<depth>_w<width>: widths w, w, 2w, 4w; w = 16 is He et al.'s."""
+    if depth < 8 or depth % 6 != 2 or not MIN_WIDTH <= width <= MAX_WIDTH:
+        raise ConfigError(
+            f"model '{name}': the depth must be 6n + 2 (8, 14, 20, ...) and the width {MIN_WIDTH} to {MAX_WIDTH}"
+        )
+    widths = (width, width, 2 * width, 4 * width)
+    return ModelRecord(partial(CifarResNet, blocks_per_stage=(depth - 2) // 6, widths=widths), HE_2015)
 
 
 def _x4(blocks_per_stage: int) -> ModelRecord:

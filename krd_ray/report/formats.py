@@ -31,6 +31,32 @@ def percent(value: float | None) -> str:
     return NO_VALUE if value is None else f"{100 * value:.1f}"
 
 
+def percent_with_spread(mean: float | None, std: float | None) -> str:
+    """Write a mean fraction and its standard deviation, where there is one, as percentages.
+
+    Example:
+        >>> percent_with_spread(0.5234, 0.0041), percent_with_spread(0.5234, None)
+        ('52.3 ± 0.4', '52.3')
+    """
+    return (
+        percent(mean)
+        if mean is None or std is None
+        else f"{100 * mean:.1f} \N{PLUS-MINUS SIGN} {100 * std:.1f}"
+    )
+
+
+def milliseconds(value: float | None) -> str:
+    """Write a latency with three digits.
+
+    Example:
+        >>> milliseconds(0.04213), milliseconds(12.34), milliseconds(2345.6)
+        ('0.0421', '12.3', '2,346')
+    """
+    if value is None:
+        return NO_VALUE
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def count(value: float | None) -> str:
     """Write a count in full below 100,000 and shortened above.
 

@@ -32,13 +32,15 @@ class Box:
 
 @dataclass(frozen=True)
 class Stem:
-    """What a name belongs to: points at one `x` from `low` to `high`; `width` and `height` are the name's."""
+    """What a name belongs to: points at `x`, give or take `reach`, from `low` to `high`; `width` and `height` are
+    the name's."""
 
     x: float
     low: float
     high: float
     width: float
     height: float
+    reach: float = 0.0
 
 
 def place_labels(stems: Sequence[Stem], panel: Box, *, marker: float) -> list[Box]:
@@ -60,7 +62,10 @@ def place_labels(stems: Sequence[Stem], panel: Box, *, marker: float) -> list[Bo
         Box(left=1.5, bottom=1.6, right=2.5, top=1.8)
     """
     half = marker / 2
-    points = [Box(stem.x - half, stem.low - half, stem.x + half, stem.high + half) for stem in stems]
+    points = [
+        Box(stem.x - stem.reach - half, stem.low - half, stem.x + stem.reach + half, stem.high + half)
+        for stem in stems
+    ]
     placed: list[Box] = []
     for stem in stems:
         choices = _places(stem, marker)
@@ -77,7 +82,7 @@ def _places(stem: Stem, gap: float) -> list[Box]:
     beside = [
         Box(left, end - height / 2, left + width, end + height / 2)
         for end in (stem.high, stem.low)
-        for left in (stem.x + gap, stem.x - gap - width)
+        for left in (stem.x + stem.reach + gap, stem.x - stem.reach - gap - width)
     ]
     return centred + beside
 

@@ -17,6 +17,8 @@ import yaml
 from krd_ray.errors import RunError
 
 Json = dict[str, Any]
+Row = dict[str, Any]
+"""One line of a table: column -> value, `None` where it is not known."""
 
 
 @dataclass(frozen=True)

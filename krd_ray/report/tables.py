@@ -1,7 +1,8 @@
 """Answers which numbers the report shows: every table and every figure as plain rows.
 
 Does not draw, format or write: a figure draws exactly the rows that its CSV holds, the page formats them.
-Accuracies and shares are fractions in 0..1 throughout; a number that is not known is `None`.
+Accuracies and shares are fractions in 0..1 throughout; a number that is not known is `None`. In a run that
+compares methods or seeds, the rows of a figure are means over seeds.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from krd_ray.report.read_run import Run, Student, configured_students, last_rows
-
-Row = dict[str, Any]
+from krd_ray.report.read_run import Row, Run, Student, configured_students, last_rows
+from krd_ray.report.seeds import compares, labels_of, mean_over_seeds, methods_of, model_of, seed_of
 
 MANY_ABOVE = 100
 """A class with more training images than this is a many-shot class (Liu et al. 2019, arXiv:1904.05160)."""
@@ -46,26 +46,53 @@ def headline_rows(run: Run) -> list[Row]:
     Args:
         run: a run directory as `read_run` gives it.
     Returns:
-        One row a model with `name, role, model, loss_name, status, error, num_params, num_flops`, the test
-        metrics (`top1, many, medium, few, balanced, worst_class, harmonic_mean, ece, agreement`, fractions),
-        `images_per_s` and `wait_frac`. A student that failed or was never tested keeps its row.
+        One row a model with `name, role, model, method, seed, loss_name, status, error, num_params, num_flops,
+        latency_ms`, the test metrics (`top1, many, medium, few, balanced, worst_class, harmonic_mean, ece,
+        agreement`, fractions), `images_per_s` and `wait_frac`. A student that failed or was never tested keeps
+        its row. `method` is the loss's label, or what a comparison's settings call it.
     """
     models = run.evaluation["models"] if run.evaluation is not None else {}
     teachers = [_teacher_row(name, entry) for name, entry in models.items() if entry["role"] == "teacher"]
     if not teachers and run.config.get("teacher") is not None:
         teachers = [_teacher_row("teacher", {"model": run.config["teacher"].get("model")})]
-    students = [_student_row(run, student, models.get(student.name, {})) for student in run.students]
-    return teachers + sorted(students, key=_size_order)
+    comparing = compares(run)
+    methods = methods_of(run) if comparing else labels_of(run)
+    rows = [_student_row(run, student, methods, models.get(student.name, {})) for student in run.students]
+    if not comparing:
+        return teachers + sorted(rows, key=_size_order)
+    return teachers + in_comparison_order(rows, list(dict.fromkeys(methods.values())))
+
+
+def in_comparison_order(rows: Sequence[Row], methods: Sequence[str | None]) -> list[Row]:
+    """Sort rows by their model's size, then by method in the order given, then by seed."""
+    sizes = {row["model"]: row["num_params"] for row in rows if row["num_params"]}
+    return sorted(
+        rows,
+        key=lambda row: (
+            sizes.get(row["model"], float("inf")),
+            row["model"] or "",
+            methods.index(row["method"]),
+            row["seed"],
+        ),
+    )
+
+
+def method_order(run: Run) -> list[str | None]:
+    """The run's methods in the order of a legend: as the settings name them, losses alphabetically."""
+    if compares(run):
+        return list(dict.fromkeys(methods_of(run).values()))
+    return sorted(set(labels_of(run).values()), key=lambda name: (name is None, name))
 
 
 def group_rows(run: Run) -> list[Row]:
     """Accuracy by group: one row a model with `many, medium, few, overall` (overall = top-1)."""
     if run.evaluation is None:
         return []
-    return [
+    rows = [
         {**_identity(row), **{group: row[group] for group in GROUPS}, "overall": row["top1"]}
         for row in headline_rows(run)
     ]
+    return mean_over_seeds(rows, (*GROUPS, "overall")) if compares(run) else rows
 
 
 def class_rows(run: Run) -> list[Row]:
@@ -79,26 +106,42 @@ def class_rows(run: Run) -> list[Row]:
         for name, count, accuracy in zip(run.dataset["classes"], counts, accuracies or [], strict=False):
             named = {"class": name, "class_count": count, "group": group_of(count), "accuracy": accuracy}
             rows.append({**_identity(row), **named})
-    return rows
+    return mean_over_seeds(rows, ["accuracy"], along=["class"]) if compares(run) else rows
 
 
 def curve_rows(run: Run) -> list[Row]:
-    """Curves: one row a student and epoch with `train_loss, val_balanced, val_top1`."""
+    """Curves: one row a student and epoch with `train_loss, val_balanced, val_top1`.
+
+    A mean over seeds is of students that finished, if any did, and ends where the first of them ends.
+    """
     students = {student.name: student for student in run.students}
-    rows: list[Row] = []
-    for row in headline_rows(run):
-        if row["role"] == "student":
-            rows += [{**_identity(row), **point} for point in _curve(students[row["name"]])]
-    return rows
+    curves: dict[tuple[Any, ...], list[list[Row]]] = defaultdict(list)
+    rows = [row for row in headline_rows(run) if row["role"] == "student"]
+    if not compares(run):
+        return [{**_identity(row), **point} for row in rows for point in _curve(students[row["name"]])]
+    ended = {(row["method"], row["model"]) for row in rows if row["status"] == "finished"}
+    for row in rows:
+        cell = (row["method"], row["model"])
+        if row["status"] == "finished" or cell not in ended:
+            curves[cell].append([{**_identity(row), **point} for point in _curve(students[row["name"]])])
+    points = [point for members in curves.values() for own in zip(*members, strict=False) for point in own]
+    return mean_over_seeds(points, ("train_loss", "val_balanced", "val_top1"), along=["epoch"])
 
 
-def params_rows(run: Run) -> list[Row]:
-    """Accuracy against size: one row a tested model of known size with `num_params, overall, few`."""
-    return [
-        {**_identity(row), "num_params": row["num_params"], "overall": row["top1"], "few": row["few"]}
+def cost_rows(run: Run) -> list[Row]:
+    """Accuracy against cost: one row a tested model of known size with `num_params, latency_ms, overall, few`."""
+    rows = [
+        {
+            **_identity(row),
+            "num_params": row["num_params"],
+            "latency_ms": row["latency_ms"],
+            "overall": row["top1"],
+            "few": row["few"],
+        }
         for row in headline_rows(run)
         if row["num_params"] and row["top1"] is not None
     ]
+    return mean_over_seeds(rows, ("overall", "few")) if compares(run) else rows
 
 
 def time_rows(run: Run) -> list[Row]:
@@ -106,11 +149,12 @@ def time_rows(run: Run) -> list[Row]:
     if run.ledger is None:
         return []
     split = run.ledger["students"]
-    return [
+    rows = [
         {**_identity(row), **{key: split.get(row["name"], {}).get(key) for key in TIMES}}
         for row in headline_rows(run)
         if row["role"] == "student"
     ]
+    return mean_over_seeds(rows, TIMES) if compares(run) else rows
 
 
 def teacher_rows(run: Run) -> list[Row]:
@@ -174,9 +218,7 @@ def health_rows(run: Run) -> list[Row]:
 
 def seeds(run: Run) -> list[int]:
     """The seeds the run's students trained with, ascending and each once."""
-    default = run.config.get("seed", 0)
-    own = [entry.get("seed") for entry in configured_students(run.config).values()]
-    return sorted({default if seed is None else seed for seed in own or [None]})
+    return sorted({seed_of(run, name) for name in configured_students(run.config) or [""]})
 
 
 def binned_means(counts: Sequence[int], values: Sequence[float], num_bins: int) -> list[tuple[float, float]]:
@@ -210,29 +252,34 @@ def _teacher_row(name: str, entry: Row) -> Row:
         "name": name,
         "role": "teacher",
         "model": entry.get("model"),
+        "method": None,
+        "seed": None,
         "loss_name": None,
         "status": "tested" if metrics else "not tested",
         "error": None,
         "num_params": entry.get("num_params"),
         "num_flops": entry.get("num_flops"),
+        "latency_ms": entry.get("latency_ms"),
         **{key: metrics.get(key) for key in METRICS},
         "images_per_s": None,
         "wait_frac": None,
     }
 
 
-def _student_row(run: Run, student: Student, entry: Row) -> Row:
-    configured = configured_students(run.config).get(student.name, {})
+def _student_row(run: Run, student: Student, methods: dict[str, str | None], entry: Row) -> Row:
     result, metrics = student.result, entry.get("metrics", {})
     return {
         "name": student.name,
         "role": "student",
-        "model": _first(result.get("model"), entry.get("model"), configured.get("model")),
+        "model": model_of(run, student.name),
+        "method": methods[student.name],
+        "seed": seed_of(run, student.name),
         "loss_name": _first(result.get("loss_name"), entry.get("loss_name")),
         "status": student.status,
         "error": result.get("error"),
         "num_params": _first(result.get("num_params"), entry.get("num_params")),
         "num_flops": _first(result.get("num_flops"), entry.get("num_flops")),
+        "latency_ms": entry.get("latency_ms"),
         **{key: metrics.get(key) for key in METRICS},
         "images_per_s": _first(result.get("images_per_s"), _last(student, "images_per_s")),
         "wait_frac": result.get("wait_frac"),
@@ -240,7 +287,7 @@ def _student_row(run: Run, student: Student, entry: Row) -> Row:
 
 
 def _identity(row: Row) -> Row:
-    return {key: row[key] for key in ("name", "role", "model", "loss_name", "status")}
+    return {key: row[key] for key in ("name", "role", "model", "method", "seed", "loss_name", "status")}
 
 
 def _size_order(row: Row) -> tuple[float, str, str, str]:

@@ -1,6 +1,6 @@
 """Answers what the end of a run prints: the report's headline table, in a terminal.
 
-Does not compute: `tables` does.
+Does not compute: `tables` and `comparison` do.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from krd_ray.report.read_run import read_run
-from krd_ray.report.tables import headline_rows
+from krd_ray.report.comparison import Comparison, compare
+from krd_ray.report.comparison_text import print_comparison
+from krd_ray.report.read_run import Run, read_run
+from krd_ray.report.seeds import compares
+from krd_ray.report.tables import headline_rows, seeds
 
 COLUMNS = {
     "top1": "top-1",
@@ -28,10 +31,30 @@ WIDTH_WHEN_PIPED = 124
 
 
 def print_headline(run_dir: Path) -> None:
-    """Prints one row a model, then, where there is a teacher, what sharing it saved."""
+    """Prints one row a model, or a method where a run compares them; then what sharing the teacher saved."""
     run = read_run(run_dir)
+    console = _new_console()
+    if compares(run):
+        print_comparison(compare([run]), console)
+    else:
+        console.print(_students_table(run))
+        console.print(_split_line(run))
+    if run.ledger and run.ledger["teacher"]:
+        console.print(_ledger_line(run.ledger), soft_wrap=True)
+
+
+def print_methods(comparison: Comparison) -> None:
+    """Prints one row a data set, method and model."""
+    print_comparison(comparison, _new_console())
+
+
+def _new_console() -> Console:
+    """A console on standard output, of fixed width where that is no terminal."""
     piped = not sys.stdout.isatty()
-    console = Console(file=sys.stdout, width=WIDTH_WHEN_PIPED if piped else None, highlight=False)
+    return Console(file=sys.stdout, width=WIDTH_WHEN_PIPED if piped else None, highlight=False)
+
+
+def _students_table(run: Run) -> Table:
     table = Table(box=SIMPLE)
     for name in ("model", "loss", "params", *COLUMNS.values(), "images/s", "waiting", "state"):
         side: Literal["left", "right"] = "left" if name in TEXT_COLUMNS else "right"
@@ -46,11 +69,16 @@ def print_headline(run_dir: Path) -> None:
             _percent(row["wait_frac"]),
             row["status"],
         )
-    console.print(table)
-    split = run.evaluation["split"] if run.evaluation else None
-    console.print(f"accuracy on the {split} split, one seed" if split else "not evaluated on a test split")
-    if run.ledger and run.ledger["teacher"]:
-        console.print(_ledger_line(run.ledger), soft_wrap=True)
+    return table
+
+
+def _split_line(run: Run) -> str:
+    """Which split the accuracies are of, and how many seeds stand behind a row and behind the table."""
+    if run.evaluation is None:
+        return "not evaluated on a test split"
+    trained = seeds(run)
+    each = "one seed" if len(trained) == 1 else f"one seed per student (of {', '.join(map(str, trained))})"
+    return f"accuracy on the {run.evaluation['split']} split, {each}"
 
 
 def _ledger_line(ledger: dict[str, Any]) -> str:

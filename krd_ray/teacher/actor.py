@@ -23,7 +23,8 @@ from ray.util import metrics as ray_metrics
 
 from krd_ray.data.stream import ShardSet, eval_batches, sample_ids_of
 from krd_ray.errors import TeacherError
-from krd_ray.maths.rectify import Calibration, Rectifier, log_class_prior, rectify_features, rectify_logits
+from krd_ray.maths.calibration import Calibration
+from krd_ray.maths.rectify import log_class_prior, rectify_features, rectify_logits, to_float16
 from krd_ray.maths.views import ViewSpec
 from krd_ray.models.outputs import feature_dim_of
 from krd_ray.teacher.calibrate import (
@@ -41,6 +42,8 @@ from krd_ray.teacher.store import RowArray, TargetStore, lock_folder
 from krd_ray.teacher.weights import hash_state, load_model
 
 STATS_INTERVAL_S = 1.0
+LENGTH_REMEDY = "loss.rrd.form: norm_aware and loss.nd keep the teacher's length: take cosine, leave nd out."
+PRIOR_REMEDY = "loss.lrd.tau_prior adds tau_prior * |log pi| to them: lower it."
 FETCH_TIMEOUT_S = 15.0  # a student's node that stalls gives up its claims then; others bring their own pixels
 
 
@@ -185,7 +188,9 @@ class TeacherActor:
         """Returns rectified soft targets for one batch; asking twice gives the same bytes.
 
         Raises:
-            TeacherError: another teacher is meant, an id came twice, or features came before calibration.
+            TeacherError: another teacher is meant, ids and views are not as many, features came before calibration,
+                or a rectified value does not fit into float16.
+            ConfigError: the rectifier's kind of prior does not fit the teacher's features.
         """
         self._check(request)
 
@@ -255,8 +260,11 @@ class TeacherActor:
                 f"student {request.student} asked teacher {request.teacher_hash}, this is {self._hash}; "
                 "weights, preprocessing or view settings changed under a running job: start the run again"
             )
-        if len(np.unique(request.sample_ids)) != len(request.sample_ids):
-            raise TeacherError(f"student {request.student} asked for the same sample twice in one request")
+        if request.view_index.shape != request.sample_ids.shape:
+            raise TeacherError(
+                f"student {request.student} asked for {request.sample_ids.shape} samples in "
+                f"{request.view_index.shape} views; one view index per sample is expected"
+            )
         if request.rectifier.features != "off" and self._calibration is None:
             raise TeacherError("features were asked for before the calibration pass; call calibrate first")
 
@@ -268,11 +276,11 @@ class TeacherActor:
         raw = torch.from_numpy(rows)
         logits = features = None
         if spec.send_logits:
-            logits = _rectified_logits(raw[:, :num_classes], labels, self._log_prior, spec)
+            logits = _rectified_logits(raw[:, :num_classes], labels, self._log_prior, request)
         if spec.features != "off":
             assert self._calibration is not None
-            unit = rectify_features(raw[:, num_classes:].float(), labels, self._calibration, spec)
-            features = unit.to(torch.float16).numpy()
+            rectified = rectify_features(raw[:, num_classes:].float(), labels, self._calibration, spec)
+            features = to_float16(rectified, request.sample_ids, "features", LENGTH_REMEDY).numpy()
         return logits, features
 
     def _count_starts(self) -> int:
@@ -302,13 +310,14 @@ class TeacherActor:
 
 
 def _rectified_logits(
-    raw: torch.Tensor, labels: torch.Tensor, log_prior: torch.Tensor, spec: Rectifier
+    raw: torch.Tensor, labels: torch.Tensor, log_prior: torch.Tensor, request: TargetRequest
 ) -> Float16Array:
     """Rectified logits as float16; untouched bytes when nothing is to be rectified."""
+    spec = request.rectifier
     if spec.tau_prior == 0 and not spec.exchange:
         return raw.contiguous().numpy()
     logits = rectify_logits(raw.float(), labels, log_prior, tau_prior=spec.tau_prior, exchange=spec.exchange)
-    return logits.to(torch.float16).numpy()
+    return to_float16(logits, request.sample_ids, "logits", PRIOR_REMEDY).numpy()
 
 
 class _Metrics:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from krd_ray.data.stream import Batch
 from krd_ray.errors import TeacherError
-from krd_ray.maths.rectify import Calibration
+from krd_ray.maths.calibration import Calibration
 from krd_ray.teacher.forward import TeacherForward
 
 

@@ -82,23 +82,23 @@ class TeacherClient:
         self._incarnations: dict[int, int] = {}
         self.stats = ClientStats()
 
-    def stream(self, batches: Iterator[Batch], view_index: int) -> Iterator[tuple[Batch, SoftTargets]]:
-        """Yields each batch with its targets, in order, keeping `in_flight` requests ahead.
+    def stream(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, SoftTargets]]:
+        """Yields each batch with the targets of its views, in order, keeping `in_flight` requests ahead.
 
         Raises:
             TeacherError: no answer in time, or an answer that does not belong to the question.
         """
         window: deque[_InFlight] = deque()
-        self._fill(window, batches, view_index)
+        self._fill(window, batches)
         while window:
             asked = window.popleft()
             targets = self._collect(asked)
-            self._fill(window, batches, view_index)
+            self._fill(window, batches)
             yield asked.batch, targets
 
-    def _fill(self, window: deque[_InFlight], batches: Iterator[Batch], view_index: int) -> None:
+    def _fill(self, window: deque[_InFlight], batches: Iterator[Batch]) -> None:
         while len(window) < self._in_flight and (batch := self._next(batches)) is not None:
-            window.append(self._ask(batch, view_index))
+            window.append(self._ask(batch))
 
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
         started = time.perf_counter()
@@ -106,7 +106,7 @@ class TeacherClient:
         self.stats.wait_data_s += time.perf_counter() - started
         return batch
 
-    def _ask(self, batch: Batch, view_index: int) -> _InFlight:
+    def _ask(self, batch: Batch) -> _InFlight:
         pixels = ray.put(Pixels(batch.images_BHWC))
         homes = home_of(batch.sample_ids, len(self._replicas))
         asked = _InFlight(batch)
@@ -117,7 +117,7 @@ class TeacherClient:
                 teacher_hash=self._hash,
                 sample_ids=batch.sample_ids[places],
                 labels=batch.labels[places],
-                view_index=view_index,
+                view_index=batch.view_index[places],
                 pixels=pixels,
                 rows=places,
                 rectifier=self._rectifier,

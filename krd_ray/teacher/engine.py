@@ -2,9 +2,9 @@
 
 Does not know Ray, models or rectification; it is given a forward function and a store.
 
-A sample is absent, pending or in the store. Who finds it absent marks it pending and queues the work; everybody
-else waits. One thread forwards: while it is busy the queue grows, so batches grow with the load and no timer is
-needed.
+A (view, sample) pair is absent, pending or in the store. Who finds it absent marks it pending and queues the work;
+everybody else waits. One thread forwards: while it is busy the queue grows, so batches grow with the load and no
+timer is needed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krd_ray.errors import TeacherError
+from krd_ray.teacher.pairs import Pairs, distinct, read_pairs
 from krd_ray.teacher.store import IntArray, RowArray, TargetStore, copy_rows
 
 Images = npt.NDArray[np.uint8]
@@ -31,7 +32,7 @@ class EngineStats:
     """What the engine has done since it started; counts are rows unless the name says otherwise.
 
     forwards = rows forwarded; unique_views of them were new, the rest had been computed before and were dropped
-    or lost. hits were in the store, joined were being computed for somebody else.
+    or lost. hits were in the store, joined were being computed for somebody else, or came twice in one request.
     """
 
     requests: int = 0
@@ -55,11 +56,10 @@ class EngineStats:
 
 @dataclass
 class _Work:
-    """Samples that one request brought and that nobody had computed."""
+    """Pairs that one request brought and that nobody had computed; `places` are theirs in the request."""
 
-    view: int
+    pairs: Pairs
     sample_ids: IntArray
-    position: IntArray
     places: IntArray
     images: Images | None = None
     error: Exception | None = None
@@ -102,12 +102,12 @@ class TargetEngine:
         self._thread = threading.Thread(target=self._run, name="teacher-forward", daemon=True)
         self._thread.start()
 
-    def serve(self, view: int, sample_ids: IntArray, fetch: FetchPixels) -> RowArray:
-        """Returns the raw outputs of the samples, float16 [B, width], forwarding those that nobody has asked for.
+    def serve(self, view: IntArray, sample_ids: IntArray, fetch: FetchPixels) -> RowArray:
+        """Returns the raw outputs of (view, sample) pairs, float16 [B, width], forwarding what nobody has asked for.
 
         Args:
-            view: view index.
-            sample_ids: int64 [B], each id once.
+            view: int64 [B], view index of each row.
+            sample_ids: int64 [B]; a pair that comes twice is computed once.
             fetch: returns the images at the given places of the batch; called only for absent samples, in the
                 caller's thread: a student whose pixels are slow to come does not hold up the forwards.
         Raises:
@@ -120,15 +120,28 @@ class TargetEngine:
                 f"{self._store.capacity_rows} rows; raise teacher.memory_bytes or teacher.disk_bytes, "
                 "or lower train.batch_size"
             )
+        asked = Pairs(view, self._store.index(sample_ids))
+        repeated = distinct(asked, self._store.num_samples)
+        if repeated is None:
+            return self._serve_distinct(asked, sample_ids, fetch, len(sample_ids))
+        first, number = repeated
+        rows = self._serve_distinct(
+            asked.at(first), sample_ids[first], lambda places: fetch(first[places]), len(sample_ids)
+        )
+        return rows[number]
+
+    def _serve_distinct(
+        self, asked: Pairs, sample_ids: IntArray, fetch: FetchPixels, num_rows: int
+    ) -> RowArray:
+        """`serve` for pairs that all differ; `num_rows` counts repeats too."""
         with self._changed:
-            position = self._store.index(sample_ids)
-            self._count_request(view, position)
-            found = self._wait_for_rows(view, sample_ids, position, None)
+            self._count_request(asked, num_rows)
+            found = self._wait_for_rows(asked, sample_ids, None)
         while isinstance(found, _Work):
             self._bring(found, fetch)
             with self._changed:
-                found = self._wait_for_rows(view, sample_ids, position, found)
-        return copy_rows(found, len(sample_ids), self._width)
+                found = self._wait_for_rows(asked, sample_ids, found)
+        return copy_rows(found, len(asked), self._width)
 
     def stats(self) -> EngineStats:
         """Returns a copy of the counters."""
@@ -155,49 +168,52 @@ class TargetEngine:
         stats.store_disk_bytes = self._store.disk_bytes
         return stats
 
-    def _count_request(self, view: int, position: IntArray) -> None:
-        live = self._store.rows(view, position) >= 0
-        pending = self._pending_of(view)[position]
+    def _count_request(self, asked: Pairs, num_rows: int) -> None:
+        live = read_pairs(asked, self._store.rows, np.int64) >= 0
+        pending = read_pairs(asked, self._is_pending, np.bool_)
         if self._stats.requests == 0:
             self._cpu_before = time.process_time()
         self._stats.requests += 1
-        self._stats.rows += len(position)
+        self._stats.rows += num_rows
         self._stats.hits += int(live.sum())
-        self._stats.joined += int((pending & ~live).sum())
+        self._stats.joined += int((pending & ~live).sum()) + num_rows - len(asked)
 
     def _wait_for_rows(
-        self, view: int, sample_ids: IntArray, position: IntArray, work: _Work | None
+        self, asked: Pairs, sample_ids: IntArray, work: _Work | None
     ) -> list[tuple[RowArray, IntArray, IntArray]] | _Work:
         """Waits until all rows are there, or until some are absent and may be claimed, without the lock."""
         while not self._closed:
             if work is not None and work.error is not None:
                 raise work.error
-            rows = self._store.rows(view, position)
+            rows = read_pairs(asked, self._store.rows, np.int64)
             if (rows >= 0).all():
                 return self._store.locate(rows)
-            absent = np.flatnonzero((rows < 0) & ~self._pending_of(view)[position])
+            absent = np.flatnonzero((rows < 0) & ~read_pairs(asked, self._is_pending, np.bool_))
             has_room = self._queued_rows == 0 or self._queued_rows + len(absent) <= self._queue_rows
             if len(absent) and has_room:
-                return self._claim(_Work(view, sample_ids[absent], position[absent], absent))
+                return self._claim(_Work(asked.at(absent), sample_ids[absent], absent))
             self._changed.wait()
         raise TeacherError(self._why_closed)
 
-    def _pending_of(self, view: int) -> npt.NDArray[np.bool_]:
-        if view not in self._pending:
-            self._pending[view] = np.zeros(self._store.num_samples, np.bool_)
-        return self._pending[view]
+    def _is_pending(self, view: int, position: IntArray) -> npt.NDArray[np.bool_]:
+        flags = self._pending.get(view)
+        return np.zeros(len(position), np.bool_) if flags is None else flags[position]
 
     def _claim(self, work: _Work) -> _Work:
-        self._pending_of(work.view)[work.position] = True
-        self._queued_rows += len(work.position)
+        for view, _, position in work.pairs.samples():
+            if view not in self._pending:
+                self._pending[view] = np.zeros(self._store.num_samples, np.bool_)
+            self._pending[view][position] = True
+        self._queued_rows += len(work.pairs)
         self._stats.queue_peak_rows = max(self._stats.queue_peak_rows, self._queued_rows)
         return work
 
     def _release(self, works: list[_Work]) -> None:
-        """Ends claims, fulfilled or not; whoever still finds a sample absent may claim it with pixels of its own."""
+        """Ends claims, fulfilled or not; whoever still finds a pair absent may claim it with pixels of its own."""
         for work in works:
-            self._pending_of(work.view)[work.position] = False
-            self._queued_rows -= len(work.position)
+            for view, _, position in work.pairs.samples():
+                self._pending[view][position] = False
+            self._queued_rows -= len(work.pairs)
         self._pending = {view: flags for view, flags in self._pending.items() if flags.any()}
         self._changed.notify_all()
 
@@ -232,10 +248,10 @@ class TargetEngine:
     def _take(self) -> list[_Work]:
         """Whole requests from the queue, up to eight micro-batches."""
         works = [self._queue.popleft()]
-        rows = len(works[0].position)
-        while self._queue and rows + len(self._queue[0].position) <= 8 * self._micro_batch:
+        rows = len(works[0].pairs)
+        while self._queue and rows + len(self._queue[0].pairs) <= 8 * self._micro_batch:
             works.append(self._queue.popleft())
-            rows += len(works[-1].position)
+            rows += len(works[-1].pairs)
         return works
 
     def _give_up(self, error: BaseException) -> None:
@@ -268,12 +284,12 @@ class TargetEngine:
                 work.error = work.error or error
 
     def _compute(self, works: list[_Work]) -> list[RowArray]:
-        sizes = [len(work.position) for work in works]
+        sizes = [len(work.pairs) for work in works]
         try:
             values = self._forward(
                 np.concatenate([work.images for work in works if work.images is not None]),
                 np.concatenate([work.sample_ids for work in works]),
-                np.repeat(np.array([work.view for work in works], np.int64), sizes),
+                np.concatenate([work.pairs.view for work in works]),
             )
         except Exception as error:  # noqa: BLE001 - told to every request of the batch, then the engine goes on
             for work in works:
@@ -287,9 +303,10 @@ class TargetEngine:
         if work.error is not None:
             return
         try:
-            fresh = int((~self._store.was_computed(work.view, work.position)).sum())
             self._stats.forwards += len(values)
-            self._store.put(work.view, work.position, values)
-            self._stats.unique_views += fresh
+            for view, places, position in work.pairs.samples():
+                fresh = int((~self._store.was_computed(view, position)).sum())
+                self._store.put(view, position, values[places])
+                self._stats.unique_views += fresh
         except Exception as error:  # noqa: BLE001 - a full disk, no memory: an error of this request, not a hang of all
             work.error = error

@@ -38,9 +38,9 @@ class TargetRequest:
     Args:
         student: for messages.
         teacher_hash: the answer must come from exactly this teacher, preprocessing and view spec.
-        sample_ids: int64 [B], each id once.
+        sample_ids: int64 [B].
         labels: int64 [B].
-        view_index: which view of the samples.
+        view_index: int64 [B], which view of each sample; (view, sample) names an answer and may come twice.
         pixels: reference to `Pixels`; its rows `rows` belong to `sample_ids`.
         rows: int64 [B].
         rectifier: what to do to the raw outputs before they are sent.
@@ -50,7 +50,7 @@ class TargetRequest:
     teacher_hash: str
     sample_ids: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
-    view_index: int
+    view_index: npt.NDArray[np.int64]
     pixels: Any
     rows: npt.NDArray[np.int64]
     rectifier: Rectifier

@@ -14,7 +14,7 @@ from krd_ray.config_io import load_config
 from krd_ray.data.stream import ShardSet
 from krd_ray.errors import DataError, RunError
 from krd_ray.train.cluster import connected
-from krd_ray.train.evaluate import evaluate_models
+from krd_ray.train.evaluate import evaluate_and_time
 from krd_ray.train.prepare import Prepared, prepare
 from krd_ray.train.rundir import RunDir, read_json, write_json
 
@@ -45,7 +45,7 @@ def evaluate_run(folder: Path, *, again: bool = False) -> dict[str, Any]:
         remote: Any = ray.remote(num_cpus=0.25, num_gpus=num_gpus)
         taught_by = "teacher" if prepared.config.teacher else None
         results = ray.get(
-            remote(evaluate_models).remote(
+            remote(evaluate_and_time).remote(
                 models,
                 test,
                 prepared.view,
@@ -54,7 +54,7 @@ def evaluate_run(folder: Path, *, again: bool = False) -> dict[str, Any]:
                 device="cuda" if num_gpus else "cpu",
             )
         )
-    evaluation = {"split": "test", "num_samples": test.num_rows, "models": results}
+    evaluation = {"split": "test", "num_samples": test.num_rows, **results}
     write_json(run.evaluation, evaluation)
     return evaluation
 

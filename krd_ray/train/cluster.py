@@ -123,6 +123,15 @@ def demands_of(config: RunConfig, students: Sequence[StudentConfig], *, streams:
     return demands
 
 
+def heaviest(config: RunConfig, students: Sequence[StudentConfig]) -> Sequence[StudentConfig]:
+    """Returns the students that reserve most, as many as train at the same time."""
+
+    def load(student: StudentConfig) -> tuple[float, float]:
+        return student.workers * student.resources.num_gpus, student.workers * student.resources.num_cpus
+
+    return sorted(students, key=load, reverse=True)[: config.students_at_once]
+
+
 def check_resources(demands: Sequence[Demand], nodes: Sequence[dict[str, float]]) -> None:
     """Checks that all processes fit on the nodes at the same time: scarcest first, where least else is wasted.
 
@@ -141,7 +150,7 @@ def check_resources(demands: Sequence[Demand], nodes: Sequence[dict[str, float]]
                 f"{demand.who} needs {_text(demand.resources)} and finds no place: the run needs "
                 f"{_text(_total([d.resources for d in demands]))} in {len(demands)} processes, the cluster has "
                 f"{_text(_total(nodes))} on {len(nodes)} node(s). Lower students.*.resources or "
-                "teacher.resources (fractions are allowed), train fewer students at once, raise ray.num_cpus on one "
+                "teacher.resources (fractions are allowed), lower students_at_once, raise ray.num_cpus on one "
                 "machine, or join a larger cluster with ray.address"
             )
         for name, amount in demand.resources.items():

@@ -1,4 +1,4 @@
-"""Answers how good a model is on a split: predictions, integer counts, metrics.
+"""Answers how good a model is on a split, and how quick: predictions, integer counts, metrics, latency.
 
 Does not choose models and does not train. The test split is read once, by `evaluate_models`.
 """
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from krd_ray.data.stream import ShardSet, eval_batches
 from krd_ray.maths.metrics import EvalCounts, count_batch
 from krd_ray.maths.views import ViewSpec, eval_view
-from krd_ray.models.registry import describe_model
+from krd_ray.models.model_cost import latency_conditions, measure_latency_ms
+from krd_ray.models.registry import build_model, describe_model
 from krd_ray.teacher.weights import load_model
 
 
@@ -91,6 +92,30 @@ def evaluate_models(
             "per_class_accuracy": counts.per_class_accuracy(),
         }
     return results
+
+
+def evaluate_and_time(
+    models: dict[str, dict[str, Any]],
+    shards: ShardSet,
+    view: ViewSpec,
+    class_counts: tuple[int, ...],
+    **settings: Any,
+) -> dict[str, Any]:
+    """Evaluates several models on one split and times each kind of model once on one CPU thread.
+
+    Args:
+        models, shards, view, class_counts, settings: as for `evaluate_models`.
+    Returns:
+        models: as from `evaluate_models`, each with `latency_ms`; latency: the conditions it was measured under.
+    """
+    results = evaluate_models(models, shards, view, class_counts, **settings)
+    names = dict.fromkeys(entry["model"] for entry in results.values())
+    nets = {
+        name: build_model(name, num_classes=len(class_counts), image_size=view.side, seed=0) for name in names
+    }
+    latency_ms = measure_latency_ms(nets, image_size=view.side)
+    timed = {name: {**entry, "latency_ms": latency_ms[entry["model"]]} for name, entry in results.items()}
+    return {"latency": latency_conditions(), "models": timed}
 
 
 def _load(entry: dict[str, Any], view: ViewSpec, num_classes: int) -> tuple[nn.Module, str, ViewSpec]:

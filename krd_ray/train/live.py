@@ -6,6 +6,7 @@ Does not know Ray: it reads the metric rows that the workers write.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from rich.table import Table
 from krd_ray.train.rundir import RunDir
 
 COLUMNS = ("student", "state", "epoch", "loss", "val many", "medium", "few", "images/s", "waiting")
+FEW = 8  # with more students than this, finished and waiting ones are counted, not listed
+LINES_OF_MANY = 3
 
 
 class Progress:
@@ -50,21 +53,43 @@ class Progress:
 
     def refresh(self, states: dict[str, str]) -> None:
         """Reads what is new and shows it."""
-        rows = [self._cells(name, states.get(name, "waiting")) for name in self._epochs]
+        shown = self._worth_showing(states)
+        rows = [self._cells(name, states.get(name, "waiting")) for name in shown]
         if self._live:
             if rows == self._shown:
                 return
             self._shown = rows
-            table = Table(*COLUMNS)
+            table = Table(*COLUMNS, caption=self._summary(states))
             for cells in rows:
                 table.add_row(*cells)
             self._live.update(table, refresh=True)
             return
-        for name, cells in zip(self._epochs, rows, strict=True):
+        for name, cells in zip(shown, rows, strict=True):
             epoch = self._offsets[name].epoch
-            if epoch > self._printed[name]:
+            every = 1 if len(self._epochs) <= FEW else -(-self._epochs[name] // LINES_OF_MANY)
+            if (
+                epoch // every > self._printed[name] // every
+                or epoch == self._epochs[name] - 1 > self._printed[name]
+            ):
                 self._printed[name] = epoch
                 self.say(" | ".join(f"{column} {cell}" for column, cell in zip(COLUMNS, cells, strict=True)))
+
+    def _worth_showing(self, states: dict[str, str]) -> list[str]:
+        """All students, or of many those that train and those that failed."""
+        names = list(self._epochs)
+        if len(names) <= FEW:
+            return names
+        if self._live is None:
+            return [name for name in names if states.get(name) != "waiting"]
+        return [name for name in names if states.get(name) in ("training", "failed")]
+
+    def _summary(self, states: dict[str, str]) -> str | None:
+        if len(self._epochs) <= FEW:
+            return None
+        counts = Counter(states.values())
+        return ", ".join(
+            f"{counts[state]} {state}" for state in ("finished", "failed", "training", "waiting")
+        )
 
     def _cells(self, name: str, state: str) -> Sequence[str]:
         tail = self._offsets[name]

@@ -6,18 +6,20 @@ Does not hold formulas (`maths.losses` does) and does not ask the teacher (`teac
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from krd_ray.config import LossConfig
-from krd_ray.maths.losses import CLASSIFICATION_LOSSES, DISTILLATION_TERMS
+from krd_ray.config_loss import ClassificationConfig, LossConfig
+from krd_ray.maths.classification import effective_number_weights
+from krd_ray.maths.losses import CLASSIFICATION_LOSSES, DISTILLATION_TERMS, LossRecord
 from krd_ray.maths.rectify import Rectifier
 
 
 @dataclass(frozen=True)
 class StepTargets:
-    """Soft targets of a step on the student's device: rectified logits [B, C] and features [B, D_t]."""
+    """Soft targets of a step on the student's device: logits [B, C] and features [B, D_t], in the form asked for."""
 
     logits: Tensor | None
     features: Tensor | None
@@ -27,15 +29,29 @@ def rectifier_for(loss: LossConfig) -> Rectifier | None:
     """Returns the form of targets that the objective needs, or None when it needs no teacher."""
     if not loss.needs_teacher:
         return None
-    lrd, rrd = loss.lrd, loss.rrd
-    return Rectifier(
-        tau_prior=lrd.tau_prior if lrd.weight > 0 else 0.0,
-        exchange=lrd.exchange and lrd.weight > 0,
-        features=rrd.target if rrd.weight > 0 else "off",
-        gate=rrd.gate,
-        gate_strength=rrd.gate_strength,
-        send_logits=max(lrd.weight, loss.kd.weight) > 0,
-    )
+    active, lrd, rrd = loss.active_terms, loss.lrd, loss.rrd
+    logits = any(name not in ("rrd", "nd") for name in active)
+    rectified: dict[str, Any] = {}
+    if "lrd" in active:
+        rectified = {"tau_prior": lrd.tau_prior, "exchange": lrd.exchange}
+    if "nd" in active:
+        rectified |= {"features": "class_direction", "length": "teacher"}
+    if "rrd" in active:
+        rectified |= {
+            "features": rrd.target,
+            "prior": rrd.prior,
+            "gate": rrd.gate,
+            "gate_strength": rrd.gate_strength,
+            "length": "teacher" if rrd.form == "norm_aware" else "unit",
+        }
+    return Rectifier(send_logits=logits, **rectified)
+
+
+def class_weights_at(config: ClassificationConfig, class_counts: Tensor, epoch: int) -> Tensor:
+    """Returns the weight of each class in an epoch, float32 [C]: ones until deferred re-weighting begins."""
+    if config.reweight_from_epoch is None or epoch < config.reweight_from_epoch:
+        return torch.ones(len(class_counts), device=class_counts.device)
+    return effective_number_weights(class_counts, config.beta)
 
 
 def objective_terms(
@@ -45,45 +61,45 @@ def objective_terms(
     projected: Tensor | None,
     labels: Tensor,
     class_counts: Tensor,
+    class_weights: Tensor,
     targets: StepTargets | None,
 ) -> dict[str, Tensor]:
     """Returns the terms of the objective, unweighted, and their weighted sum.
 
-        loss = w_cls * classification + kd.weight * L_KD + rrd.weight * L_RRD + lrd.weight * L_LRD
+        loss = w_cls * classification + sum over active terms of weight * term
 
     Args:
-        loss: weights, temperatures, names.
+        loss: weights, settings, names.
         student_logits: [B, C], any float dtype.
-        projected: [B, D_t], the student's features after the projector; needed by rrd.
+        projected: [B, D_t], the student's features after the projector; needed by rrd and nd.
         labels: int64 [B].
         class_counts: int64 [C], of the training split.
-        targets: rectified soft targets; needed by every term but classification.
+        class_weights: float32 [C], from `class_weights_at`.
+        targets: soft targets in the form of `rectifier_for`; needed by every term but classification.
     Returns:
         Scalars float32 (batch means): `loss`, `classification` and one entry per distillation term in use.
     """
-    record = CLASSIFICATION_LOSSES[loss.classification.name]
-    extra = {"class_counts": class_counts} if "class_counts" in record.needs else {}
-    terms = {"classification": record.fn(student_logits, labels, **extra)}
-    weights = {"classification": loss.classification.weight}
+    tensors: dict[str, Tensor | None] = {
+        "student_logits": student_logits,
+        "projected_features": projected,
+        "labels": labels,
+        "class_counts": class_counts,
+        "class_weights": class_weights,
+    }
     if targets is not None:
-        terms |= _distillation_terms(loss, student_logits, projected, targets)
-        weights |= {name: getattr(loss, name).weight for name in DISTILLATION_TERMS}
+        tensors |= {"teacher_logits": targets.logits, "rectified_logits": targets.logits}
+        tensors["rectified_features"] = targets.features
+    first = loss.classification
+    terms = {"classification": _call(CLASSIFICATION_LOSSES[first.name], tensors, first)}
+    weights = {"classification": first.weight}
+    for name in loss.active_terms:
+        terms[name] = _call(DISTILLATION_TERMS[name], tensors, getattr(loss, name))
+        weights[name] = getattr(loss, name).weight
     total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
     return {"loss": total, **terms}
 
 
-def _distillation_terms(
-    loss: LossConfig, student_logits: Tensor, projected: Tensor | None, targets: StepTargets
-) -> dict[str, Tensor]:
-    """The registry's terms that are switched on: on features where a record needs those, else on logits."""
-    terms: dict[str, Tensor] = {}
-    for name, record in DISTILLATION_TERMS.items():
-        part = getattr(loss, name)
-        if part.weight == 0:
-            continue
-        if "rectified_features" in record.needs:
-            assert projected is not None
-            terms[name] = record.fn(projected, targets.features)
-        else:
-            terms[name] = record.fn(student_logits, targets.logits, temperature=part.temperature)
-    return terms
+def _call(record: LossRecord, tensors: dict[str, Tensor | None], section: Any) -> Tensor:
+    """One record's function with the tensors it needs and the settings of its section."""
+    settings = {name: getattr(section, name) for name in record.params}
+    return record.fn(**{name: tensors[name] for name in record.needs}, **settings)

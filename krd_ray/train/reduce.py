@@ -42,29 +42,32 @@ def share_buffers(module: nn.Module) -> None:
 
 
 def coverage(
-    sample_ids: IntArray, seen: Sequence[IntArray], left_out: Iterable[int], device: torch.device
+    sample_ids: IntArray,
+    expected: IntArray,
+    seen: Sequence[IntArray],
+    left_out: Iterable[int],
+    device: torch.device,
 ) -> dict[str, Any]:
-    """Counts how often each sample of the split was trained on in an epoch, over all ranks.
+    """Counts how often each sample of the split was trained on in an epoch, over all ranks, against the plan.
 
     Args:
         sample_ids: int64 [N], sorted, the whole split.
+        expected: int64 [N], how often the plan takes each of them, all ranks together.
         seen: ids of this rank's batches.
-        left_out: ids that the even split gives to no rank in this epoch.
+        left_out: ids that the even split gives to no rank in this epoch, one entry per copy.
         device: for the reduction.
     Returns:
-        `seen`: samples trained on; `missed`: expected but not seen; `doubled`: seen more than once;
-        `left_out`: their number; `left_out_ids`.
+        `seen`: samples trained on; `missed`: times that a sample was expected but not seen; `doubled`: times that
+        it was seen but not expected; `left_out`: number of rows; `left_out_ids`.
     """
     ids = np.concatenate(seen) if seen else np.empty(0, np.int64)
-    times = torch.from_numpy(np.bincount(np.searchsorted(sample_ids, ids), minlength=len(sample_ids)))
-    times = sum_over_ranks(times, device)
+    own = np.bincount(np.searchsorted(sample_ids, ids), minlength=len(sample_ids))
+    times = sum_over_ranks(torch.from_numpy(own), device).numpy()
     skipped = sorted(left_out)
-    expected = torch.ones(len(sample_ids), dtype=torch.bool)
-    expected[np.searchsorted(sample_ids, np.array(skipped, np.int64))] = False
     return {
         "seen": int((times > 0).sum()),
-        "missed": int((expected & (times == 0)).sum()),
-        "doubled": int((times > 1).sum() + (~expected & (times > 0)).sum()),
+        "missed": int(np.maximum(expected - times, 0).sum()),
+        "doubled": int(np.maximum(times - expected, 0).sum()),
         "left_out": len(skipped),
         "left_out_ids": skipped,
     }

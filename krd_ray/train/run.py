@@ -21,10 +21,11 @@ from krd_ray.config import RunConfig, StudentConfig, TeacherConfig
 from krd_ray.config_io import dump_config, load_config
 from krd_ray.data.stream import cache_blocks
 from krd_ray.errors import Interrupted, RunError
+from krd_ray.maths.priors import resolve_prior
 from krd_ray.teacher.actor import TeacherSpec, threads_for
 from krd_ray.teacher.group import TeacherGroup
 from krd_ray.teacher.messages import RECEIVED_BYTES
-from krd_ray.train.cluster import check_resources, connected, demands_of, living_nodes
+from krd_ray.train.cluster import check_resources, connected, demands_of, heaviest, living_nodes
 from krd_ray.train.ledger import build_ledger
 from krd_ray.train.live import Progress
 from krd_ray.train.loop import TeacherLink, WorkerSpec
@@ -107,7 +108,7 @@ def _check_and_cache(prepared: Prepared, run: RunDir, students: Sequence[Student
     wanted = prepared.train.decoded_bytes + (prepared.val.decoded_bytes if prepared.val else 0)
     fits = wanted <= config.data.cache_limit_frac * capacity
     cache = config.data.cache == "memory" or (config.data.cache == "auto" and fits)
-    check_resources(demands_of(config, students, streams=not cache), living_nodes())
+    check_resources(demands_of(config, heaviest(config, students), streams=not cache), living_nodes())
     _write_start(prepared, run)
     if not cache:
         return prepared
@@ -143,7 +144,7 @@ def _train(prepared: Prepared, run: RunDir, students: Sequence[StudentConfig]) -
             for student in students
         ]
         progress.say(f"training {len(runs)} student(s) in {run.root}")
-        run_together(runs, progress.refresh, TICK_S)
+        run_together(runs, progress.refresh, TICK_S, at_once=config.students_at_once)
         for student_run in runs:
             result = student_run.finish()
             if result["error"]:
@@ -159,7 +160,8 @@ def _teacher(
     if config is None or not taught:
         yield None
         return
-    callers = sum(student.workers * prepared.config.train_of(student).in_flight for student in taught)
+    together = heaviest(prepared.config, taught)
+    callers = sum(student.workers * prepared.config.train_of(student).in_flight for student in together)
     group = TeacherGroup(
         [_teacher_spec(prepared, run, replica) for replica in range(config.replicas)],
         config.resources,
@@ -190,6 +192,12 @@ def _start_teacher(group: TeacherGroup, prepared: Prepared, progress: Progress) 
         f"teacher {info.model}: {info.accuracy:.1%} of its training images right (mean over classes), "
         f"{config.replicas} replica(s) on {info.device}"
     )
+    for student in prepared.config.students:
+        rrd = prepared.config.loss_of(student).rrd
+        if rrd.weight > 0:
+            resolve_prior(
+                rrd.prior, prepared.manifest.num_classes, info.feature_dim
+            )  # raises before training
     return TeacherLink(tuple(group.replicas), info.teacher_hash, info.feature_dim, config.timeout_s)
 
 
@@ -243,7 +251,7 @@ def _worker_spec(
         val_shards=prepared.val,
         class_counts=prepared.class_counts,
         seed=config.seed_of(student),
-        shuffle_seed=config.seed,
+        shuffle_seed=config.seed_of(student),
         window_rows=config.data.shuffle_rows,
         folder=str(run.student(student.name).root),
         session=num_sessions(run.student(student.name).rows()),

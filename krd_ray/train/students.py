@@ -47,7 +47,9 @@ class StudentRun:
 
     @property
     def state(self) -> str:
-        """`training`, `finished` or `failed`."""
+        """`waiting`, `training`, `finished` or `failed`."""
+        if self._thread.ident is None:
+            return "waiting"
         if self._thread.is_alive():
             return "training"
         return "failed" if self._error else "finished"
@@ -80,16 +82,30 @@ class StudentRun:
 
 
 def run_together(
-    runs: Sequence[StudentRun], on_tick: Callable[[dict[str, str]], None], tick_s: float
+    runs: Sequence[StudentRun],
+    on_tick: Callable[[dict[str, str]], None],
+    tick_s: float,
+    *,
+    at_once: int | None = None,
 ) -> None:
-    """Starts all students and waits until each has finished or failed; `on_tick` gets their states."""
-    for run in runs:
-        run.start()
-    stopped = threading.Event()
-    while any(run.state == "training" for run in runs):
+    """Trains all students, at most `at_once` at the same time, until each has finished or failed.
+
+    Args:
+        runs: started in this order; the next one as soon as another has ended.
+        on_tick: gets the state of every student.
+        tick_s: seconds between two looks.
+        at_once: None for all together.
+    """
+    pause = threading.Event()
+    while True:
+        states = [run.state for run in runs]
+        room = len(runs) if at_once is None else at_once - states.count("training")
+        for run in [run for run in runs if run.state == "waiting"][: max(room, 0)]:
+            run.start()
         on_tick({run.name: run.state for run in runs})
-        stopped.wait(tick_s)
-    on_tick({run.name: run.state for run in runs})
+        if all(run.state in ("finished", "failed") for run in runs):
+            return
+        pause.wait(tick_s)
 
 
 def summarise(spec: WorkerSpec, status: str, error: str | None) -> dict[str, Any]:

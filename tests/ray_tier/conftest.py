@@ -122,6 +122,7 @@ def rows(cached: ShardSet) -> Batch:
         np.concatenate([part.sample_ids for part in parts]),
         np.concatenate([part.labels for part in parts]),
         np.concatenate([part.images_BHWC for part in parts]),
+        np.concatenate([part.view_index for part in parts]),
     )
 
 

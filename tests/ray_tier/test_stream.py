@@ -16,12 +16,12 @@ import pytest
 import ray
 from PIL import Image
 
+from krd_ray.data.plan import train_plan
 from krd_ray.data.stream import (
     Batch,
     ShardSet,
     cache_blocks,
     eval_batches,
-    plan_epoch,
     sample_ids_of,
     train_batches,
 )
@@ -34,7 +34,7 @@ ALL_ROWS = 1 << 20
 def epoch_of(
     shards: ShardSet, *, epoch: int = 0, rank: int = 0, world: int = 1, window: int = ALL_ROWS, seed: int = 3
 ) -> list[Batch]:
-    plan = plan_epoch(shards, seed=seed, epoch=epoch, rank=rank, world=world)
+    plan = train_plan(shards.chunk_rows, seed=seed, epoch=epoch, rank=rank, world=world)
     batches = train_batches(
         shards, plan, batch_size=24, seed=seed, epoch=epoch, rank=rank, window_rows=window
     )
@@ -62,6 +62,7 @@ def same(left: list[Batch], right: list[Batch]) -> bool:
         np.array_equal(a.sample_ids, b.sample_ids)
         and np.array_equal(a.labels, b.labels)
         and np.array_equal(a.images_BHWC, b.images_BHWC)
+        and np.array_equal(a.view_index, b.view_index)
         for a, b in zip(left, right, strict=True)
     )
 
@@ -98,7 +99,7 @@ def test_each_sample_comes_once_per_epoch_over_all_ranks_but_for_those_left_out(
             for rank in range(world)
         ]
         left_out = in_file_order[
-            list(plan_epoch(cached, seed=3, epoch=epoch, rank=0, world=world).left_out)
+            list(train_plan(cached.chunk_rows, seed=3, epoch=epoch, rank=0, world=world).left_out)
         ].tolist()
         assert len({len(ids) for ids in per_rank}) == 1
         assert sorted([*itertools.chain(*per_rank), *left_out]) == sorted(in_file_order.tolist())

@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from safetensors.torch import load_file
 
-from krd_ray.config import LossConfig, Resources, TrainConfig
+from krd_ray.config import Resources, SamplerConfig, TrainConfig
+from krd_ray.config_loss import LossConfig
 from krd_ray.data.stream import ShardSet
 from krd_ray.teacher.messages import RECEIVED_BYTES
 from krd_ray.train.loop import TeacherLink, WorkerSpec
@@ -127,3 +129,28 @@ def test_two_workers_share_an_epoch_and_count_every_sample(spec: WorkerSpec, dig
     assert [row["num_samples"] for row in train] == [num_rows - num_rows % 2] * 2
     val = [row for row in rows if row["split"] == "val"]
     assert {row["num_samples"] for row in val} == {digits.val.num_rows}
+
+
+def test_two_workers_train_the_copies_of_a_deferred_sampler_and_ask_once_for_each(
+    spec: WorkerSpec, digits: Any, served: Any
+) -> None:
+    pair = named(spec, "sampled", epochs=3, sampler=SamplerConfig(name="class_balanced", from_epoch=1))
+    pair = replace(pair, seed=9, shuffle_seed=9, cycle=4)
+    before = served[0].stats()[0]
+    run_together([run := run_of(pair, workers=2)], lambda _: None, TICK_S)
+    assert run.finish()["status"] == "finished"
+    rows = StudentDir(Path(pair.folder)).rows()
+    train, covered = ([row for row in rows if row["split"] == split] for split in ("train", "coverage"))
+    assert [(row["missed"], row["doubled"]) for row in covered] == [(0, 0)] * 3
+    num_rows = digits.raw.num_rows
+    assert train[0]["num_samples"] == num_rows - num_rows % 2 == covered[0]["seen"]
+    for row, coverage in zip(train[1:], covered[1:], strict=True):
+        assert coverage["seen"] < 0.8 * num_rows, "much of the head has no turn"
+        assert row["num_samples"] == pytest.approx(num_rows, rel=0.1)
+        assert row["num_samples"] % 2 == 0
+    steps = [row["step"] for row in train]
+    assert steps == np.cumsum([-(-row["num_samples"] // 2 // 32) for row in train]).tolist()
+    after = served[0].stats()[0]
+    assert after["forwards"] - before["forwards"] == after["unique_views"] - before["unique_views"]
+    asked = sum(row["num_samples"] for row in train)
+    assert after["rows"] - before["rows"] == asked

@@ -25,10 +25,15 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 PLAIN = Rectifier()
 
 
-def cut(rows: Batch, size: int) -> Iterator[Batch]:
+def cut(rows: Batch, size: int, view: int = 0) -> Iterator[Batch]:
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
-        yield Batch(rows.sample_ids[part], rows.labels[part], rows.images_BHWC[part])
+        yield Batch(
+            rows.sample_ids[part],
+            rows.labels[part],
+            rows.images_BHWC[part],
+            np.full_like(rows.labels[part], view),
+        )
 
 
 class Replica:
@@ -68,7 +73,7 @@ def client_of(*replicas: Any, in_flight: int = 3, timeout_s: float = 10.0) -> Te
 @pytest.mark.parametrize("in_flight", [1, 4])
 def test_a_worker_asks_ahead_but_never_for_more_than_its_window(rows: Batch, in_flight: int) -> None:
     replica = Replica(echo)
-    stream = client_of(replica, in_flight=in_flight).stream(cut(rows, 20), 0)
+    stream = client_of(replica, in_flight=in_flight).stream(cut(rows, 20))
     num_batches = -(-len(rows) // 20)
     for number, _ in enumerate(stream):
         assert len(replica.requests) == min(number + 1 + in_flight, num_batches)
@@ -77,7 +82,7 @@ def test_a_worker_asks_ahead_but_never_for_more_than_its_window(rows: Batch, in_
 
 def test_answers_of_several_replicas_come_back_in_the_order_of_the_batch(rows: Batch) -> None:
     replicas = [Replica(echo) for _ in range(3)]
-    for batch, targets in client_of(*replicas).stream(cut(rows, 50), 0):
+    for batch, targets in client_of(*replicas).stream(cut(rows, 50)):
         assert np.array_equal(targets.sample_ids, batch.sample_ids)
         assert np.array_equal(targets.logits[:, 0].astype(np.int64), batch.sample_ids % 2048)
     for replica in replicas:
@@ -98,7 +103,7 @@ def test_answers_of_several_replicas_come_back_in_the_order_of_the_batch(rows: B
 def test_an_answer_to_another_question_is_refused(rows: Batch, changes: dict[str, Any], message: str) -> None:
     replica = Replica(lambda request: echo(request, **changes))
     with pytest.raises(TeacherError, match=message):
-        next(client_of(replica).stream(cut(rows, 20), 0))
+        next(client_of(replica).stream(cut(rows, 20)))
 
 
 def test_no_answer_in_time_is_an_error_that_names_student_replica_and_setting(rows: Batch) -> None:
@@ -110,7 +115,7 @@ def test_no_answer_in_time_is_an_error_that_names_student_replica_and_setting(ro
     silent = Silent.remote()
     started = time.perf_counter()
     with pytest.raises(TeacherError, match=r"student small: teacher replica 0 .* teacher\.timeout_s"):
-        next(client_of(silent, timeout_s=0.5).stream(cut(rows, 20), 0))
+        next(client_of(silent, timeout_s=0.5).stream(cut(rows, 20)))
     assert time.perf_counter() - started < 5
     ray.kill(silent)
 
@@ -144,7 +149,7 @@ def dead_owners_pixels(batch: Batch) -> Any:
 def test_a_request_whose_pixels_are_lost_is_sent_again_with_new_ones(
     served: Any, rows: Batch, new_view: Callable[[], int]
 ) -> None:
-    (group, teacher_hash), batch = served, next(cut(rows, 32))
+    (group, teacher_hash), batch = served, next(cut(rows, 32, new_view()))
     lost = dead_owners_pixels(batch)
 
     def lose_first(request: TargetRequest) -> Any:
@@ -154,7 +159,7 @@ def test_a_request_whose_pixels_are_lost_is_sent_again_with_new_ones(
 
     replica = Replica(lose_first)
     client = TeacherClient([replica], teacher_hash, "small", PLAIN, in_flight=1, timeout_s=30.0)
-    ((_, targets),) = client.stream(iter([batch]), new_view())
+    ((_, targets),) = client.stream(iter([batch]))
     assert np.array_equal(targets.sample_ids, batch.sample_ids)
     assert (client.stats.requests, client.stats.retries) == (2, 1)
 
@@ -163,7 +168,7 @@ def test_a_teacher_that_fails_every_time_is_given_up_with_the_last_reason(
     served: Any, rows: Batch, new_view: Callable[[], int]
 ) -> None:
     group, teacher_hash = served
-    batch, view = next(cut(rows, 8)), new_view()
+    batch = next(cut(rows, 8, new_view()))
     lost = dead_owners_pixels(batch)
     replica = Replica(
         lambda request: group.replicas[0].targets.remote(
@@ -172,14 +177,14 @@ def test_a_teacher_that_fails_every_time_is_given_up_with_the_last_reason(
     )
     client = TeacherClient([replica], teacher_hash, "small", PLAIN, in_flight=1, timeout_s=30.0)
     with pytest.raises(TeacherError, match=r"replica 0 failed 5 times on one request; last: .*OwnerDied"):
-        list(client.stream(iter([batch]), view))
+        list(client.stream(iter([batch])))
 
 
 def test_a_student_killed_while_its_request_waits_does_not_hurt_another_one(
     teachers: Any, served: Any, rows: Batch, new_view: Callable[[], int]
 ) -> None:
     (group, teacher_hash), view = served, new_view()
-    batch = next(cut(rows, 64))
+    batch, other = (next(cut(rows, 64, number)) for number in (view, view + 50_000))
     pid = ray.get(group.replicas[0].info.remote()).pid
 
     @ray.remote(num_cpus=0)
@@ -187,12 +192,19 @@ def test_a_student_killed_while_its_request_waits_does_not_hurt_another_one(
         def ask(self, teacher: Any) -> int:
             pixels = ray.put(Pixels(batch.images_BHWC))
             request = TargetRequest(
-                "doomed", teacher_hash, batch.sample_ids, batch.labels, view, pixels, np.arange(64), PLAIN
+                "doomed",
+                teacher_hash,
+                batch.sample_ids,
+                batch.labels,
+                batch.view_index,
+                pixels,
+                np.arange(64),
+                PLAIN,
             )
             self.answer = teacher.targets.remote(request)
             return os.getpid()
 
-    expected = next(teachers.client(served, PLAIN).stream(iter([batch]), view + 50_000))[1]
+    expected = next(teachers.client(served, PLAIN).stream(iter([other])))[1]
     doomed = Student.remote()
     os.kill(pid, signal.SIGSTOP)  # the teacher is busy for as long as the test wants
     try:
@@ -200,7 +212,7 @@ def test_a_student_killed_while_its_request_waits_does_not_hurt_another_one(
         time.sleep(0.3)
         os.kill(student_pid, signal.SIGKILL)
         time.sleep(0.3)
-        survivor = teachers.client(served, PLAIN).stream(iter([batch]), view)
+        survivor = teachers.client(served, PLAIN).stream(iter([batch]))
         started = time.perf_counter()
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -208,7 +220,7 @@ def test_a_student_killed_while_its_request_waits_does_not_hurt_another_one(
     assert time.perf_counter() - started < 20
     assert targets.logits.shape == expected.logits.shape
     before = messages.RECEIVED_BYTES["targets"]
-    ((_, again),) = teachers.client(served, PLAIN).stream(iter([batch]), view)
+    ((_, again),) = teachers.client(served, PLAIN).stream(iter([batch]))
     assert again.logits.tobytes() == targets.logits.tobytes()
     assert messages.RECEIVED_BYTES["targets"] - before == targets.num_bytes
     assert ray.get(group.replicas[0].info.remote()).pid == pid, "the teacher itself lived on"

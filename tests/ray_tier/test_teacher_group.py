@@ -38,13 +38,14 @@ def cut(rows: Batch, size: int, order: Any = None) -> Iterator[Batch]:
     order = np.arange(len(rows)) if order is None else order
     for start in range(0, len(order), size):
         part = order[start : start + size]
-        yield Batch(rows.sample_ids[part], rows.labels[part], rows.images_BHWC[part])
+        yield Batch(rows.sample_ids[part], rows.labels[part], rows.images_BHWC[part], rows.view_index[part])
 
 
 def ask(client: TeacherClient, batches: Iterator[Batch], view: int) -> dict[int, bytes]:
-    """Answers by sample: logits, then features, as bytes."""
+    """Answers by sample in a view: logits, then features, as bytes."""
     found: dict[int, bytes] = {}
-    for _, targets in client.stream(batches, view):
+    in_view = (replace(batch, view_index=np.full(len(batch), view)) for batch in batches)
+    for _, targets in client.stream(in_view):
         parts = [part for part in (targets.logits, targets.features) if part is not None]
         for k, sample in enumerate(targets.sample_ids.tolist()):
             assert sample not in found
@@ -61,8 +62,9 @@ def request_for(
     teacher_hash: str, batch: Batch, view: int, rectifier: Rectifier, pixels: Any
 ) -> TargetRequest:
     places = np.arange(len(batch))
+    views = np.full(len(batch), view)
     return TargetRequest(
-        "tester", teacher_hash, batch.sample_ids, batch.labels, view, pixels, places, rectifier
+        "tester", teacher_hash, batch.sample_ids, batch.labels, views, pixels, places, rectifier
     )
 
 
@@ -105,6 +107,22 @@ def test_three_clients_at_once_cost_one_forward_per_sample_and_get_the_same_byte
     assert done["forwards"] == done["unique_views"] == len(rows)
     assert done["hits"] + done["joined"] == 2 * len(rows)
     assert done["rows"] == 3 * len(rows)
+
+
+def test_batches_that_mix_views_and_repeat_samples_cost_one_forward_per_pair(
+    teachers: Any, served: Any, rows: Batch, forward_here: TeacherForward, new_view: Callable[[], int]
+) -> None:
+    views, draws = np.array([new_view() for _ in range(4)]), np.random.default_rng(1)
+    chosen, in_view = draws.integers(0, 50, 300), views[draws.integers(0, 4, 300)]
+    sampled = Batch(rows.sample_ids[chosen], rows.labels[chosen], rows.images_BHWC[chosen], in_view)
+    before = {name: total(served[0], name) for name in ("forwards", "rows", "hits", "joined")}
+    client = teachers.client(served, PLAIN)
+    answers = [targets.logits for _ in range(2) for _, targets in client.stream(cut(sampled, 60))]
+    here = forward_here(sampled.images_BHWC, sampled.sample_ids, in_view)[:, :10]
+    np.testing.assert_array_max_ulp(np.concatenate(answers), np.tile(here, (2, 1)), maxulp=1)
+    done = {name: total(served[0], name) - value for name, value in before.items()}
+    assert done["forwards"] == len(set(zip(chosen, in_view, strict=True))) < 200
+    assert done["rows"] == done["forwards"] + done["hits"] + done["joined"] == 600
 
 
 def test_two_replicas_answer_as_one_does_and_share_the_work(
@@ -174,11 +192,11 @@ def test_questions_that_make_no_sense_are_refused(
     (group, teacher_hash), batch = served, next(cut(rows, 8))
     pixels = ray.put(Pixels(batch.images_BHWC))
     right = request_for(teacher_hash, batch, new_view(), PLAIN, pixels)
-    twice = replace(right, sample_ids=np.repeat(batch.sample_ids[:4], 2))
+    unequal = replace(right, view_index=right.view_index[:4])
     foreign = replace(right, sample_ids=batch.sample_ids + 10**9)
     for request, message in (
         (replace(right, teacher_hash="0" * 32), "asked teacher 0{32}, this is"),
-        (twice, "the same sample twice"),
+        (unequal, r"asked for \(8,\) samples in \(4,\) views"),
         (foreign, "is not in the shards"),
     ):
         with pytest.raises(ray.exceptions.RayTaskError, match=message):
@@ -189,7 +207,7 @@ def test_questions_that_make_no_sense_are_refused(
 def test_a_client_raises_the_teachers_error_as_it_is(teachers: Any, served: Any, rows: Batch) -> None:
     client = teachers.client((served[0], "f" * 32), PLAIN)
     with pytest.raises(TeacherError) as caught:
-        list(client.stream(cut(rows, 8), 0))
+        list(client.stream(cut(rows, 8)))
     assert type(caught.value) is TeacherError
     assert str(caught.value).startswith(f"student tester asked teacher {'f' * 32}, this is {served[1]}")
     assert client.stats.retries == 0, "asking again would not help"

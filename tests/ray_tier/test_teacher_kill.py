@@ -27,10 +27,15 @@ NUM_VIEWS = 3
 ONE_FORWARD = 8 * 16  # rows: eight micro-batches at most
 
 
-def cut(rows: Batch, size: int) -> Iterator[Batch]:
+def cut(rows: Batch, size: int, view: int = 0) -> Iterator[Batch]:
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
-        yield Batch(rows.sample_ids[part], rows.labels[part], rows.images_BHWC[part])
+        yield Batch(
+            rows.sample_ids[part],
+            rows.labels[part],
+            rows.images_BHWC[part],
+            np.full_like(rows.labels[part], view),
+        )
 
 
 def stream_views(
@@ -44,7 +49,7 @@ def stream_views(
     """Answers by (view, sample); in the middle of the second view says `ready` and waits for `pause`."""
     found: dict[tuple[int, int], bytes] = {}
     for view in views:
-        for number, (_, targets) in enumerate(client.stream(cut(rows, size), view)):
+        for number, (_, targets) in enumerate(client.stream(cut(rows, size, view))):
             for k, sample in enumerate(targets.sample_ids.tolist()):
                 found[view, sample] = targets.logits[k].tobytes() + targets.features[k].tobytes()
             if view == 1 and number == 3:
@@ -122,13 +127,13 @@ def test_a_replica_that_is_killed_leaves_the_other_one_alone(
     client = teachers.client((group, teacher_hash), BOTH)
     pids = [info.pid for info in ray.get([replica.info.remote() for replica in group.replicas])]
     answers: dict[int, bytes] = {}
-    for number, (_, targets) in enumerate(client.stream(cut(rows, 24), 0)):
+    for number, (_, targets) in enumerate(client.stream(cut(rows, 24))):
         if number == 4:
             os.kill(pids[1], signal.SIGKILL)
         answers |= {s: targets.logits[k].tobytes() for k, s in enumerate(targets.sample_ids.tolist())}
     expected = {
         s: targets.logits[k].tobytes()
-        for _, targets in teachers.client(served, BOTH).stream(cut(rows, 50), 0)
+        for _, targets in teachers.client(served, BOTH).stream(cut(rows, 50))
         for k, s in enumerate(targets.sample_ids.tolist())
     }
     assert answers == expected

@@ -1,106 +1,31 @@
-"""Answers whether the engine forwards each sample once, whoever asks, and whether failures stay where they belong.
+"""Answers whether the engine forwards each view of a sample once, whoever asks and however requests mix views.
 
 Does not use Ray or a model: the forward is arithmetic, so every value can be checked.
 """
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from krd_ray.errors import DataError, TeacherError
-from krd_ray.teacher.engine import EngineStats, TargetEngine
-from krd_ray.teacher.store import TargetStore
-
-WIDTH = 4
-NUM_SAMPLES = 200
-PATIENCE_S = 20.0
-IDS = np.arange(NUM_SAMPLES, dtype=np.int64) * 3 + 1
-
-
-def expected_of(view: int, sample_ids: np.ndarray) -> np.ndarray:
-    return (view * 1000 + sample_ids[:, None] + np.arange(WIDTH) / 4).astype(np.float16)
-
-
-def pixels_of(sample_ids: np.ndarray) -> np.ndarray:
-    """Images that say which sample they show."""
-    return np.repeat(sample_ids.astype(np.uint32)[:, None], 3, axis=1).view(np.uint8).reshape(-1, 2, 2, 3)
-
-
-class FakeForward:
-    """Counts what it is asked; waits for `gate` where it is closed; raises `error` where it is set."""
-
-    def __init__(self) -> None:
-        self.seen: Counter[tuple[int, int]] = Counter()
-        self.call_rows: list[int] = []
-        self.gate = threading.Event()
-        self.gate.set()
-        self.entered = threading.Event()
-        self.error: Exception | None = None
-
-    def __call__(self, images: np.ndarray, sample_ids: np.ndarray, view_index: np.ndarray) -> np.ndarray:
-        self.entered.set()
-        assert self.gate.wait(PATIENCE_S), "the test forgot to open the gate"
-        self.call_rows.append(len(sample_ids))
-        if self.error is not None:
-            raise self.error
-        np.testing.assert_array_equal(images, pixels_of(sample_ids))
-        self.seen.update(zip(view_index.tolist(), sample_ids.tolist(), strict=True))
-        return (view_index[:, None] * 1000 + sample_ids[:, None] + np.arange(WIDTH) / 4).astype(np.float16)
-
-
-class Asker:
-    """One request in a thread of its own."""
-
-    def __init__(self, engine: TargetEngine, view: int, sample_ids: np.ndarray, fetch: Any = None) -> None:
-        self.value: np.ndarray | None = None
-        self.error: Exception | None = None
-        self._thread = threading.Thread(
-            target=self._ask, args=(engine, view, sample_ids, fetch or own_pixels(sample_ids)), daemon=True
-        )
-        self._thread.start()
-
-    def _ask(self, engine: TargetEngine, view: int, sample_ids: np.ndarray, fetch: Any) -> None:
-        try:
-            self.value = engine.serve(view, sample_ids, fetch)
-        except Exception as error:  # noqa: BLE001 - looked at by the test
-            self.error = error
-
-    def result(self) -> np.ndarray:
-        self.wait()
-        if self.error is not None:
-            raise self.error
-        assert self.value is not None
-        return self.value
-
-    def wait(self) -> None:
-        self._thread.join(PATIENCE_S)
-        assert not self._thread.is_alive(), "deadlock: a request was never answered"
-
-
-def own_pixels(sample_ids: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda places: pixels_of(sample_ids[places])
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never came true"
-        time.sleep(0.001)
-
-
-def close(engine: TargetEngine) -> None:
-    closing = threading.Thread(target=engine.close, daemon=True)
-    closing.start()
-    closing.join(PATIENCE_S)
-    assert not closing.is_alive(), "deadlock: close() never returned"
+from krd_ray.teacher.engine import EngineStats
+from tests.unit.engine_parts import (
+    IDS,
+    NUM_SAMPLES,
+    PATIENCE_S,
+    WIDTH,
+    Asker,
+    Build,
+    FakeForward,
+    engines,
+    expected_of,
+    pixels_of,
+    serve,
+    until,
+)
 
 
 @pytest.fixture
@@ -109,30 +34,8 @@ def forward() -> FakeForward:
 
 
 @pytest.fixture
-def build(tmp_path: Path, forward: FakeForward) -> Iterator[Callable[..., TargetEngine]]:
-    """Builds engines over a store of the given rows, and closes them at the end."""
-    engines: list[TargetEngine] = []
-
-    def build_engine(*, store_rows: int = 4096, disk_rows: int = 0, **more: Any) -> TargetEngine:
-        store = TargetStore(
-            tmp_path / f"store{len(engines)}",
-            "key",
-            IDS,
-            WIDTH,
-            memory_bytes=store_rows * WIDTH * 2,
-            disk_bytes=disk_rows * WIDTH * 2,
-        )
-        settings = {"micro_batch": 16, "queue_rows": 1024, **more}
-        engines.append(TargetEngine(forward, store, width=WIDTH, **settings))
-        return engines[-1]
-
-    yield build_engine
-    forward.gate.set()
-    for engine in engines:
-        close(engine)
-
-
-Build = Callable[..., TargetEngine]
+def build(tmp_path: Path, forward: FakeForward) -> Iterator[Build]:
+    yield from engines(tmp_path, forward)
 
 
 def test_each_view_of_a_sample_is_forwarded_once_however_many_ask(build: Build, forward: FakeForward) -> None:
@@ -211,12 +114,12 @@ def test_request_that_overlaps_another_brings_only_what_is_new(build: Build, for
 
 def test_answered_samples_need_no_pixels(build: Build) -> None:
     engine = build()
-    engine.serve(0, IDS, own_pixels(IDS))
+    serve(engine, 0, IDS)
 
     def fetch(places: np.ndarray) -> np.ndarray:
         raise AssertionError(f"asked for pixels of {places}")
 
-    np.testing.assert_array_equal(engine.serve(0, IDS[::-1], fetch), expected_of(0, IDS[::-1]))
+    np.testing.assert_array_equal(serve(engine, 0, IDS[::-1], fetch), expected_of(0, IDS[::-1]))
     assert engine.stats().hits == NUM_SAMPLES
 
 
@@ -242,58 +145,6 @@ def test_request_larger_than_the_queue_is_served_when_it_is_alone(build: Build, 
     assert set(forward.seen.values()) == {1}
 
 
-def test_unreadable_pixels_fail_the_request_that_brought_them_and_no_other(
-    build: Build, forward: FakeForward
-) -> None:
-    engine = build()
-    forward.gate.clear()
-    blocker = Asker(engine, 1, IDS[:1])
-    assert forward.entered.wait(PATIENCE_S)
-
-    waited_for = threading.Event()
-
-    def broken(_: np.ndarray) -> np.ndarray:
-        assert waited_for.wait(PATIENCE_S)
-        raise OSError("the object is lost")
-
-    bad = Asker(engine, 0, IDS[:10], broken)
-    until(lambda: engine.stats().requests == 2)
-    joiner = Asker(engine, 0, IDS[5:15])  # waits for rows that the bad request promised
-    bystander = Asker(engine, 0, IDS[20:30])
-    until(lambda: engine.stats().requests == 4)
-    assert engine.stats().joined == 5
-    waited_for.set()
-    bad.wait()
-    forward.gate.set()
-    assert isinstance(bad.error, OSError)
-    np.testing.assert_array_equal(joiner.result(), expected_of(0, IDS[5:15]))
-    np.testing.assert_array_equal(bystander.result(), expected_of(0, IDS[20:30]))
-    blocker.result()
-    np.testing.assert_array_equal(engine.serve(0, IDS[:10], own_pixels(IDS[:10])), expected_of(0, IDS[:10]))
-
-
-def test_failed_forward_is_told_to_everybody_in_it_and_the_engine_lives_on(
-    build: Build, forward: FakeForward
-) -> None:
-    engine = build()
-    forward.gate.clear()
-    first = Asker(engine, 0, IDS[:1])
-    assert forward.entered.wait(PATIENCE_S)
-    askers = [Asker(engine, 0, IDS[start : start + 10]) for start in (10, 20, 30)]
-    until(lambda: engine.stats().requests == 4)
-    forward.error = TeacherError("sample 31 is not finite")
-    forward.gate.set()
-    for asker in [first, *askers]:
-        asker.wait()
-        assert isinstance(asker.error, TeacherError)
-    assert forward.call_rows == [1, 30]
-    forward.error = None
-    np.testing.assert_array_equal(engine.serve(0, IDS, own_pixels(IDS)), expected_of(0, IDS))
-    stats = engine.stats()
-    assert stats.forwards == stats.unique_views == NUM_SAMPLES
-    assert stats.forward_calls == 1, "calls that failed do not count"
-
-
 def test_tiny_store_computes_again_and_still_answers_right(build: Build, forward: FakeForward) -> None:
     engine = build(store_rows=80)
     askers = []
@@ -310,61 +161,11 @@ def test_tiny_store_computes_again_and_still_answers_right(build: Build, forward
     assert stats.store_memory_bytes <= 80 * WIDTH * 2
 
 
-def test_full_disk_reaches_the_request_as_an_error(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = build()
-
-    def full(*_: object) -> None:
-        raise TeacherError("the target store cannot write")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TargetStore, "put", full)
-        with pytest.raises(TeacherError, match="cannot write"):
-            Asker(engine, 0, IDS[:10]).result()
-    np.testing.assert_array_equal(Asker(engine, 0, IDS[:10]).result(), expected_of(0, IDS[:10]))
-    assert (engine.stats().forwards, engine.stats().unique_views) == (20, 10)
-
-
-def test_closing_fails_who_still_waits_and_who_comes_later(build: Build, forward: FakeForward) -> None:
-    engine = build()
-    forward.gate.clear()
-    running = Asker(engine, 0, IDS[:5])
-    assert forward.entered.wait(PATIENCE_S)
-    waiting = Asker(engine, 0, IDS[5:10])
-    until(lambda: engine.stats().requests == 2)
-    closing = threading.Thread(target=engine.close, daemon=True)
-    closing.start()
-    waiting.wait()
-    assert isinstance(waiting.error, TeacherError)
-    assert "was closed" in waiting.error.message
-    forward.gate.set()
-    running.wait()
-    closing.join(PATIENCE_S)
-    assert not closing.is_alive()
-    late = Asker(engine, 0, IDS[:5])
-    late.wait()
-    assert isinstance(late.error, TeacherError)
-
-
-def test_request_too_large_for_the_store_is_refused_with_the_settings_to_change(build: Build) -> None:
-    engine = build(store_rows=100)
-    with pytest.raises(TeacherError, match=r"teacher\.memory_bytes or teacher\.disk_bytes"):
-        engine.serve(0, IDS[:26], own_pixels(IDS[:26]))
-    engine.serve(0, IDS[:25], own_pixels(IDS[:25]))
-
-
-def test_unknown_sample_is_refused_before_anything_is_queued(build: Build, forward: FakeForward) -> None:
-    engine = build()
-    with pytest.raises(DataError, match="sample 2 is not in the shards"):
-        engine.serve(0, np.array([1, 2]), own_pixels(IDS))
-    assert engine.stats().rows == 0
-    assert forward.call_rows == []
-
-
 def test_stats_follow_every_forward_and_cannot_be_changed_from_outside(build: Build) -> None:
     told: list[EngineStats] = []
     engine = build(on_forward=told.append)
-    engine.serve(0, IDS[:20], own_pixels(IDS[:20]))
-    engine.serve(0, IDS[10:40], own_pixels(IDS[10:40]))
+    serve(engine, 0, IDS[:20])
+    serve(engine, 0, IDS[10:40])
     until(lambda: len(told) == 2)
     assert [stats.forwards for stats in told] == [20, 40]
     engine.add_bytes(received=5, sent=7)
@@ -376,32 +177,68 @@ def test_stats_follow_every_forward_and_cannot_be_changed_from_outside(build: Bu
     assert stats.cpu_s <= stats.process_cpu_s
 
 
-def test_store_that_breaks_is_an_error_of_the_request_and_the_engine_lives_on(
-    build: Build, monkeypatch: pytest.MonkeyPatch
+# requests that mix views and repeat samples, as samplers make them
+
+
+def sampled(seed: int, size: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """Views and ids of a batch in which pairs come again."""
+    draws = np.random.default_rng(seed)
+    return draws.integers(5, 9, size), IDS[draws.integers(0, 12, size)]
+
+
+def test_pairs_of_mixed_requests_are_forwarded_once_each(build: Build, forward: FakeForward) -> None:
+    engine = build()
+    batches = [sampled(seed) for seed in range(8)]
+    askers = [Asker(engine, views, ids) for views, ids in batches for _ in range(2)]
+    for (views, ids), asker in zip([batch for batch in batches for _ in range(2)], askers, strict=True):
+        assert asker.result().tobytes() == expected_of(views, ids).tobytes()
+    pairs = {pair for views, ids in batches for pair in zip(views.tolist(), ids.tolist(), strict=True)}
+    assert set(forward.seen) == pairs
+    assert set(forward.seen.values()) == {1}
+    stats = engine.stats()
+    assert stats.forwards == stats.unique_views == len(pairs)
+    assert stats.rows == sum(len(ids) for _, ids in batches) * 2
+    assert stats.hits + stats.joined + stats.forwards == stats.rows
+    assert engine.stats().queue_peak_rows <= len(pairs)
+
+
+def test_pair_that_comes_again_in_one_request_is_brought_and_computed_once(
+    build: Build, forward: FakeForward
 ) -> None:
     engine = build()
+    views, ids = np.array([1, 0, 1, 1, 0]), IDS[[7, 7, 7, 3, 7]]
+    fetched: list[int] = []
 
-    def full(*_: object) -> None:
-        raise MemoryError("no room")
+    def fetch(places: np.ndarray) -> np.ndarray:
+        fetched.extend(places.tolist())
+        return pixels_of(ids[places])
 
-    with monkeypatch.context() as broken:
-        broken.setattr(TargetStore, "put", full)
-        with pytest.raises(MemoryError):
-            engine.serve(0, IDS[:10], own_pixels(IDS[:10]))
-    np.testing.assert_array_equal(engine.serve(0, IDS[:10], own_pixels(IDS[:10])), expected_of(0, IDS[:10]))
+    np.testing.assert_array_equal(serve(engine, views, ids, fetch), expected_of(views, ids))
+    assert len(fetched) == 3
+    assert set(zip(views[fetched].tolist(), ids[fetched].tolist(), strict=True)) == set(forward.seen)
+    stats = engine.stats()
+    assert (stats.rows, stats.hits, stats.joined, stats.forwards) == (5, 0, 2, 3)
+    serve(engine, views, ids, fetch)
+    stats = engine.stats()
+    assert (stats.rows, stats.hits, stats.joined, stats.forwards) == (10, 3, 4, 3)
 
 
-def test_forward_thread_that_dies_tells_everybody_instead_of_hanging(
-    build: Build, monkeypatch: pytest.MonkeyPatch
+def test_a_view_met_in_a_mixed_request_is_not_computed_again_in_its_own_epoch(
+    build: Build, forward: FakeForward
 ) -> None:
     engine = build()
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    views = np.repeat([3, 4, 5], 10)
+    serve(engine, views, np.tile(IDS[:10], 3))
+    for view, asked in ((3, IDS[:10]), (4, IDS[:20]), (5, IDS[:10])):
+        np.testing.assert_array_equal(serve(engine, view, asked), expected_of(view, asked))
+    assert engine.stats().forwards == 40
+    assert set(forward.seen.values()) == {1}
 
-    def impossible(*_: object) -> None:
-        raise RuntimeError("a bug")
 
-    monkeypatch.setattr(TargetEngine, "_tell", impossible)
-    asker = Asker(engine, 0, IDS[:10])
-    asker.wait()
-    assert isinstance(asker.error, TeacherError)
-    assert "forward thread died: RuntimeError: a bug" in str(asker.error)
+def test_requests_leave_nothing_pending_behind(build: Build) -> None:
+    engine = build()
+    for seed in range(4):
+        serve(engine, *sampled(seed))
+    serve(engine, 9, IDS)
+    until(lambda: engine._pending == {})
+    assert engine._queued_rows == 0

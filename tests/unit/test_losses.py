@@ -1,239 +1,226 @@
-"""Losses: one conformance suite over both registries, and each formula against float64 NumPy."""
+"""One conformance suite over both registries of losses: what every loss promises, whatever its formula."""
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from krd_ray.errors import ConfigError, ShapeError
-from krd_ray.maths.losses import (
-    CLASSIFICATION_LOSSES,
-    DISTILLATION_TERMS,
-    NEEDS,
-    LossRecord,
-    balanced_softmax,
-    cross_entropy,
-    kd_kl,
-    rrd_cosine,
+from krd_ray.maths.losses import CLASSIFICATION_LOSSES, DISTILLATION_TERMS, TENSORS
+from krd_ray.maths.rectify import rectify_logits
+from tests.unit.loss_references import (
+    CASES,
+    PER_CLASS,
+    RECORDS,
+    Settings,
+    arrays_of,
+    call,
+    case_id,
+    class_weighted,
+    draw,
+    groups_of,
+    log_softmax,
+    rebalanced_mass,
+    student_of,
 )
 
-B, C, D = 6, 5, 8
-RECORDS = CLASSIFICATION_LOSSES | DISTILLATION_TERMS
-STUDENT = ("student_logits", "projected_features")
-PER_SAMPLE = (*STUDENT, "labels", "teacher_logits", "rectified_features")
 every_loss = pytest.mark.parametrize("name", RECORDS)
+every_case = pytest.mark.parametrize(("name", "settings"), CASES, ids=case_id)
+PER_SAMPLE = TENSORS - PER_CLASS
+Tensors = dict[str, Tensor]
 
 
-def _inputs(scale: float = 1.0) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "student_logits": scale * torch.randn(B, C, generator=generator),
-        "teacher_logits": scale * torch.randn(B, C, generator=generator),
-        "projected_features": scale * torch.randn(B, D, generator=generator),
-        "rectified_features": scale * torch.randn(B, D, generator=generator),
-        "labels": torch.randint(0, C, (B,), generator=generator),
-        "class_counts": torch.tensor([400, 100, 30, 10, 3]),
-        "temperature": 2.5,
-    }
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Tensors this small only wait for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
-def _call(record: LossRecord, inputs: dict[str, Any]) -> Tensor:
-    """By parameter name; an unknown name fails, so each new loss has to join the suite."""
-    return record.fn(**{name: inputs[name] for name in inspect.signature(record.fn).parameters})
+def rows(tensors: Tensors, index: Tensor) -> Tensors:
+    """The samples `index` of a batch."""
+    return {key: value[index] if key in PER_SAMPLE else value for key, value in tensors.items()}
 
 
-def _student_names(name: str) -> list[str]:
-    return [parameter for parameter in inspect.signature(RECORDS[name].fn).parameters if parameter in STUDENT]
+# ---- type, range, gradient
 
 
-# ---- independent float64 formulas: name -> value from NumPy arrays
-
-
-def _np_softmax(z: np.ndarray) -> np.ndarray:
-    e = np.exp(z - z.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
-
-
-def _np_cross_entropy(a: dict[str, Any], z: np.ndarray) -> float:
-    return float(-np.mean([np.log(_np_softmax(z)[i, y]) for i, y in enumerate(a["labels"])]))
-
-
-def _np_balanced(a: dict[str, Any], z: np.ndarray) -> float:
-    weighted = a["class_counts"] * np.exp(z - z.max(axis=1, keepdims=True))
-    return float(-np.mean([np.log(row[y] / row.sum()) for row, y in zip(weighted, a["labels"], strict=True)]))
-
-
-def _np_kd(a: dict[str, Any], z: np.ndarray) -> float:
-    p, q = _np_softmax(a["teacher_logits"] / 2.5), _np_softmax(z / 2.5)
-    return float(2.5**2 * np.mean(np.sum(p * np.log(p / q), axis=1)))
-
-
-def _np_rrd(a: dict[str, Any], f: np.ndarray) -> float:
-    pairs = zip(f, a["rectified_features"], strict=True)
-    return float(np.mean([1 - x @ r / np.sqrt((x @ x) * (r @ r)) for x, r in pairs]))
-
-
-REFERENCES = {
-    "cross_entropy": _np_cross_entropy,
-    "balanced_softmax": _np_balanced,
-    "kd": _np_kd,
-    "lrd": _np_kd,
-    "rrd": _np_rrd,
-}
-
-
-@every_loss
-def test_value_and_gradient_equal_the_float64_formula(name: str) -> None:
-    inputs = _inputs()
-    (student_name,) = _student_names(name)
-    student = inputs[student_name].requires_grad_()
-    loss = _call(RECORDS[name], inputs)
-    loss.backward()
-    arrays = {
-        key: value.detach().double().numpy() if value.is_floating_point() else value.numpy()
-        for key, value in inputs.items()
-        if isinstance(value, Tensor)
-    }
-    x, formula = arrays[student_name], REFERENCES[name]
-    assert loss.item() == pytest.approx(formula(arrays, x), rel=1e-5)
-    numeric = np.zeros_like(x)
-    for index in np.ndindex(x.shape):
-        step = np.zeros_like(x)
-        step[index] = 1e-5
-        numeric[index] = (formula(arrays, x + step) - formula(arrays, x - step)) / 2e-5
-    np.testing.assert_allclose(student.grad.numpy(), numeric, atol=2e-6)
-
-
-# ---- conformance
-
-
-@every_loss
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_loss_is_a_float32_scalar_for_any_float_input(name: str, dtype: torch.dtype) -> None:
-    inputs = _inputs()
-    cast = {
-        k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()
-    }
-    loss = _call(RECORDS[name], cast)
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_loss_is_computed_in_float32_whatever_the_dtype(
+    name: str, settings: Settings, dtype: torch.dtype
+) -> None:
+    given = {k: v.to(dtype) if v.is_floating_point() else v for k, v in draw(1).items()}
+    before = {key: value.clone() for key, value in given.items()}
+    loss = call(name, given, settings)
     assert loss.shape == ()
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(_call(RECORDS[name], inputs).item(), rel=0.05)
+    in_float32 = {k: v.to(torch.float32) if v.is_floating_point() else v for k, v in given.items()}
+    assert torch.equal(loss, call(name, in_float32, settings))
+    assert all(torch.equal(given[key], before[key]) for key in given), "an input was written to"
 
 
-@every_loss
-@pytest.mark.parametrize("scale", [1e4, 1e-6])
-def test_loss_and_gradient_are_finite_for_extreme_inputs(name: str, scale: float) -> None:
-    inputs = _inputs(scale)
-    (student_name,) = _student_names(name)
-    inputs[student_name].requires_grad_()
-    loss = _call(RECORDS[name], inputs)
+@every_case
+@pytest.mark.parametrize("scale", [1e4, 50.0, 1e-6, 0.0])
+def test_loss_and_gradient_are_finite_for_extreme_inputs(name: str, settings: Settings, scale: float) -> None:
+    tensors = draw(2, scale=scale)
+    student = tensors[student_of(name)].requires_grad_()
+    loss = call(name, tensors, settings)
     loss.backward()
     assert torch.isfinite(loss)
-    assert torch.isfinite(inputs[student_name].grad).all()
+    assert student.grad is not None
+    assert torch.isfinite(student.grad).all()
 
 
-@every_loss
-def test_gradient_reaches_the_student_and_nobody_else(name: str) -> None:
-    inputs = _inputs()
-    for value in inputs.values():
-        if isinstance(value, Tensor) and value.is_floating_point():
+@every_case
+def test_gradient_reaches_the_student_and_nobody_else(name: str, settings: Settings) -> None:
+    tensors = draw(3)
+    for value in tensors.values():
+        if value.is_floating_point():
             value.requires_grad_()
-    _call(RECORDS[name], inputs).backward()
-    for key, value in inputs.items():
-        if key in _student_names(name):
-            assert value.grad.abs().sum() > 0
-        elif isinstance(value, Tensor):
+    call(name, tensors, settings).backward()
+    for key, value in tensors.items():
+        if key == student_of(name):
+            assert value.grad is not None
+            assert (value.grad.abs().sum(dim=1) > 0).all(), "a sample has no say"
+        else:
             assert value.grad is None, key
 
 
-@every_loss
-def test_loss_is_a_mean_over_the_batch_in_any_order(name: str) -> None:
-    inputs = _inputs()
-    once = _call(RECORDS[name], inputs)
-    order = torch.tensor([3, 1, 5, 0, 4, 2])
-    shuffled = {key: value[order] if key in PER_SAMPLE else value for key, value in inputs.items()}
-    twice = {
-        key: value.repeat_interleave(2, 0) if key in PER_SAMPLE else value for key, value in inputs.items()
-    }
-    assert _call(RECORDS[name], shuffled).item() == pytest.approx(once.item(), rel=1e-6)
-    assert _call(RECORDS[name], twice).item() == pytest.approx(once.item(), rel=1e-6)
-    alone = [
-        _call(RECORDS[name], {k: v[i : i + 1] if k in PER_SAMPLE else v for k, v in inputs.items()}).item()
-        for i in range(B)
-    ]
-    assert np.mean(alone) == pytest.approx(once.item(), rel=1e-5)
+# ---- the batch
 
 
-@every_loss
-def test_batch_mismatch_names_both_shapes(name: str) -> None:
-    (student_name,) = _student_names(name)
-    inputs = _inputs()
-    inputs[student_name] = inputs[student_name][:4]
-    with pytest.raises(ShapeError, match=r"\(4, \d\).*\(6(,|, \d)\)"):
-        _call(RECORDS[name], inputs)
-
-
-@every_loss
-def test_record_says_what_it_needs_and_where_it_comes_from(name: str) -> None:
-    record = RECORDS[name]
-    assert record.needs <= NEEDS
-    assert record.source
-    parameters = set(inspect.signature(record.fn).parameters)
-    assert ("class_counts" in record.needs) == ("class_counts" in parameters)
-    assert bool({"teacher_logits", "rectified_logits"} & record.needs) == ("teacher_logits" in parameters)
-    assert ("rectified_features" in record.needs) == ("rectified_features" in parameters)
-
-
-def test_every_registered_loss_has_a_reference() -> None:
-    assert set(RECORDS) == set(REFERENCES)
-    assert not set(CLASSIFICATION_LOSSES) & set(DISTILLATION_TERMS)
-
-
-# ---- what each loss promises
-
-
-def test_kl_is_zero_where_student_equals_teacher_and_positive_elsewhere() -> None:
-    z = _inputs()["teacher_logits"]
-    assert kd_kl(z + 3, z, temperature=4.0).abs() < 1e-6
-    assert kd_kl(z * 1.1, z, temperature=4.0) > 1e-5
-
-
-def test_kl_gradient_scale_does_not_depend_on_the_temperature() -> None:
-    inputs, norms = _inputs(0.01), []
-    for temperature in (5.0, 50.0):
-        z = inputs["student_logits"].clone().requires_grad_()
-        kd_kl(z, inputs["teacher_logits"], temperature=temperature).backward()
-        norms.append(z.grad.norm().item())
-    assert norms[0] == pytest.approx(norms[1], rel=1e-2)
-
-
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
-def test_temperature_out_of_range_is_refused(temperature: float) -> None:
-    z = torch.zeros(2, 3)
-    with pytest.raises(ConfigError, match=r"temperature must be > 0"):
-        kd_kl(z, z, temperature=temperature)
-
-
-def test_equal_counts_make_balanced_softmax_cross_entropy() -> None:
-    inputs = _inputs()
-    got = balanced_softmax(inputs["student_logits"], inputs["labels"], torch.full((C,), 77))
-    assert got.item() == pytest.approx(
-        cross_entropy(inputs["student_logits"], inputs["labels"]).item(), rel=1e-6
+@every_case
+def test_order_of_the_batch_does_not_matter(name: str, settings: Settings) -> None:
+    tensors = draw(4)
+    shuffled = rows(tensors, torch.tensor([3, 1, 5, 0, 4, 2]))
+    assert call(name, shuffled, settings).item() == pytest.approx(
+        call(name, tensors, settings).item(), rel=1e-5
     )
 
 
-def test_class_counts_of_another_dataset_are_refused() -> None:
-    inputs = _inputs()
-    with pytest.raises(ShapeError, match=r"\(4,\).*\(6, 5\)"):
-        balanced_softmax(inputs["student_logits"], inputs["labels"], torch.ones(4))
+@every_case
+def test_batch_given_twice_has_the_same_loss(name: str, settings: Settings) -> None:
+    tensors = draw(5)
+    twice = rows(tensors, torch.arange(6).repeat(2))
+    assert call(name, twice, settings).item() == pytest.approx(call(name, tensors, settings).item(), rel=1e-5)
 
 
-def test_cosine_ignores_length_and_spans_zero_to_two() -> None:
-    f = _inputs()["projected_features"]
-    assert rrd_cosine(3 * f, 0.1 * f).abs() < 1e-6
-    assert rrd_cosine(f, -f).item() == pytest.approx(2.0)
+@pytest.mark.parametrize(("name", "settings"), [case for case in CASES if case[0] != "ltkd"], ids=case_id)
+def test_loss_is_the_mean_of_what_each_sample_gives_alone(name: str, settings: Settings) -> None:
+    tensors = draw(6)
+    weights = torch.ones(6)
+    if name in CLASSIFICATION_LOSSES:
+        weights = tensors["class_weights"][tensors["labels"]]
+    if name == "class_balanced":
+        log_v = class_weighted(np.zeros(7), tensors["class_counts"].numpy(), settings["beta"])
+        weights = weights * torch.tensor(np.exp(log_v))[tensors["labels"]]
+    alone = torch.stack([call(name, rows(tensors, torch.tensor([i])), settings) for i in range(6)])
+    mean = (weights * alone).sum() / weights.sum()
+    assert call(name, tensors, settings).item() == pytest.approx(mean.item(), rel=1e-5)
+
+
+# ---- the classes
+
+
+@every_case
+def test_names_of_classes_and_order_of_dimensions_do_not_matter(name: str, settings: Settings) -> None:
+    tensors = draw(7)
+    assert len(tensors["class_counts"].unique()) == 7
+    order = torch.tensor([4, 0, 6, 2, 1, 5, 3])
+    renamed = dict(tensors)
+    for key, value in tensors.items():
+        if key == "labels":
+            renamed[key] = order.argsort()[value]
+        elif key in PER_CLASS:
+            renamed[key] = value[order]
+        else:
+            renamed[key] = value[:, order] if key.endswith("logits") else value.flip(1)
+    assert call(name, renamed, settings).item() == pytest.approx(
+        call(name, tensors, settings).item(), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "key"),
+    [(*case, key) for case in CASES for key in sorted(RECORDS[case[0]].needs) if key.endswith("_logits")],
+    ids=case_id,
+)
+def test_constant_added_to_the_logits_of_a_sample_changes_nothing(
+    name: str, settings: Settings, key: str
+) -> None:
+    tensors = draw(8)
+    moved = tensors | {key: tensors[key] + torch.linspace(-3, 3, 6)[:, None]}
+    expected = call(name, tensors, settings).item()
+    assert call(name, moved, settings).item() == pytest.approx(expected, rel=2e-5)
+
+
+# ---- agreement
+
+Agreement = Callable[[Tensors, Settings], Tensor]
+
+
+def _ltkd_agreement(tensors: Tensors, s: Settings) -> Tensor:
+    """T log of (rebalanced mass of the group times the teacher's distribution within it)."""
+    arrays = arrays_of(tensors)
+    mass, student = rebalanced_mass(arrays, s["temperature"]), np.zeros_like(arrays["teacher_logits"])
+    for i, z in enumerate(arrays["teacher_logits"]):
+        for g, group in enumerate(groups_of(arrays["class_counts"])):
+            student[i, group] = np.log(mass[i, g]) + log_softmax(z[group] / s["temperature"])
+    return torch.tensor(s["temperature"] * student)
+
+
+def _by_class(tensors: Tensors, key: str, s: Settings, shift: Tensor | float = 0.0) -> Tensor:
+    """Logits whose softened distribution is the teacher's, weighed by class."""
+    counts, temperature = tensors["class_counts"].numpy(), s["temperature"]
+    soft = ((tensors[key] + shift) / temperature).double().numpy()
+    return torch.tensor(temperature * np.stack([class_weighted(z, counts, s["beta"]) for z in soft])) - shift
+
+
+def _lrd_agreement(tensors: Tensors, s: Settings) -> Tensor:
+    if s["weighting"] == "none":
+        return tensors["rectified_logits"]
+    counts = tensors["class_counts"]
+    shift = s["tau_prior"] * (counts / counts.sum()).log() if s["space"] == "long_tailed" else 0.0
+    return _by_class(tensors, "rectified_logits", s, shift)
+
+
+AGREEMENTS: dict[str, Agreement] = {
+    "kd": lambda t, _s: t["teacher_logits"],
+    "dkd": lambda t, _s: t["teacher_logits"],
+    "bkd": lambda t, s: _by_class(t, "teacher_logits", s),
+    "ltkd": _ltkd_agreement,
+    "dive": lambda t, s: s["power"] * t["teacher_logits"],
+    "nd": lambda t, _s: t["rectified_features"],
+    "knowledge_adjustment": lambda t, _s: rectify_logits(
+        t["teacher_logits"], t["labels"], torch.zeros(7), tau_prior=0.0, exchange=True
+    ),
+    "rrd": lambda t, _s: t["rectified_features"],
+    "lrd": _lrd_agreement,
+}
+
+
+def test_every_term_but_two_is_zero_at_agreement() -> None:
+    assert set(DISTILLATION_TERMS) - set(AGREEMENTS) == {"cckd", "pld"}
+
+
+@pytest.mark.parametrize(("name", "settings"), [case for case in CASES if case[0] in AGREEMENTS], ids=case_id)
+def test_distance_is_zero_at_agreement_and_positive_elsewhere(name: str, settings: Settings) -> None:
+    tensors, key = draw(9), student_of(name)
+    tensors[key] = AGREEMENTS[name](tensors, settings).float().clone().requires_grad_()
+    loss = call(name, tensors, settings)
+    loss.backward()
+    assert abs(loss.item()) < 1e-5
+    gradient = tensors[key].grad
+    assert gradient is not None
+    if (
+        name != "nd" and settings.get("form") != "norm_aware"
+    ):  # there, a corner: shorter pays, longer does not
+        assert gradient.abs().max() < 1e-5
+    elsewhere = tensors | {key: tensors[key].detach() + draw(10)[key]}
+    assert call(name, elsewhere, settings) > 1e-3

@@ -96,9 +96,11 @@ def test_unpickled_payload_is_counted_where_it_arrives() -> None:
 
 def test_request_survives_pickling() -> None:
     rectifier = Rectifier(tau_prior=1.0, exchange=True, features="balanced")
-    request = TargetRequest("s", "h", np.arange(2), np.zeros(2, np.int64), 4, None, np.arange(2), rectifier)
+    request = TargetRequest(
+        "s", "h", np.arange(2), np.zeros(2, np.int64), np.array([4, 5]), None, np.arange(2), rectifier
+    )
     back = pickle.loads(pickle.dumps(request))  # noqa: S301
-    assert (back.student, back.view_index, back.rectifier) == ("s", 4, rectifier)
+    assert (back.student, back.view_index.tolist(), back.rectifier) == ("s", [4, 5], rectifier)
 
 
 # weights
@@ -339,7 +341,8 @@ def test_class_means_are_those_of_an_independent_pass() -> None:
     images, labels = images_of(40), np.random.default_rng(1).integers(0, CLASSES, 40)
     counts = np.bincount(labels, minlength=CLASSES)
     batches = [
-        Batch(np.arange(40)[part], labels[part], images[part]) for part in np.split(np.arange(40), [7, 20])
+        Batch(np.arange(40)[part], labels[part], images[part], np.zeros(len(part), np.int64))
+        for part in np.split(np.arange(40), [7, 20])
     ]
     forward = make_forward()
     parts = [sum_classes(forward, batches[:2], CLASSES, 32), sum_classes(forward, batches[2:], CLASSES, 32)]

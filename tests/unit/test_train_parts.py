@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from krd_ray.config import LossConfig, Resources, RunConfig, TrainConfig
+from krd_ray.config import Resources, RunConfig, TrainConfig
+from krd_ray.config_loss import LossConfig
 from krd_ray.config_io import dump_config, parse_config
 from krd_ray.data.shard_options import ShardOptions
 from krd_ray.data.shards import write_shards
@@ -211,11 +212,22 @@ def test_projector_gives_the_teachers_width_and_is_left_out_without_one() -> Non
 
 def test_coverage_counts_seen_missed_doubled_and_left_out() -> None:
     ids = np.array([2, 4, 6, 8, 10, 12])
-    whole = coverage(ids, [np.array([12, 2]), np.array([4, 6, 8])], [10], CPU)
+    once = np.ones(6, np.int64)
+    whole = coverage(ids, once - (ids == 10), [np.array([12, 2]), np.array([4, 6, 8])], [10], CPU)
     assert whole == {"seen": 5, "missed": 0, "doubled": 0, "left_out": 1, "left_out_ids": [10]}
-    torn = coverage(ids, [np.array([2, 2, 4]), np.array([10])], [10, 8], CPU)
+    expected = once - np.isin(ids, [8, 10])
+    torn = coverage(ids, expected, [np.array([2, 2, 4]), np.array([10])], [10, 8], CPU)
     assert torn == {"seen": 3, "missed": 2, "doubled": 2, "left_out": 2, "left_out_ids": [8, 10]}
-    assert coverage(ids, [], [], CPU)["missed"] == 6
+    assert coverage(ids, once, [], [], CPU)["missed"] == 6
+
+
+def test_coverage_is_counted_against_the_copies_that_the_plan_wants() -> None:
+    ids, expected = np.array([2, 4, 6]), np.array([3, 0, 1])
+    assert coverage(ids, expected, [np.array([2, 6, 2]), np.array([2])], [], CPU) == {
+        "seen": 2, "missed": 0, "doubled": 0, "left_out": 0, "left_out_ids": [],
+    }  # fmt: skip
+    torn = coverage(ids, expected, [np.array([2, 4]), np.array([4, 6, 6])], [2, 2], CPU)
+    assert torn == {"seen": 3, "missed": 2, "doubled": 3, "left_out": 2, "left_out_ids": [2, 2]}
 
 
 def test_one_worker_alone_is_its_own_sum() -> None:

@@ -1,0 +1,66 @@
+"""Answers what the quality benchmark consists of: data sets, teachers, runs and the tables made of them.
+
+Does not run anything (`__main__` does). What a run trains stands in its YAML file under `configs/`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+CONFIGS = Path(__file__).parent / "configs"
+Form = Literal["cpu", "gpu"]
+VAL_PER_CLASS = 40
+
+
+@dataclass(frozen=True)
+class FormSpec:
+    """What differs between the two forms: side of the images in pixels."""
+
+    side: int
+
+
+# Epochs of teacher and students where the configs' own (for ratio 100) would give more steps: the same number of steps
+# at every ratio, since 100 keeps 10,847 images, 50 keeps 12,608 and 10 keeps 19,573.
+EPOCHS = {50: {"teacher": 34, "students": 17}, 10: {"teacher": 22, "students": 11}}
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One `krd distill`: its config file and the imbalance ratio of its shards and its teacher."""
+
+    config: str
+    ratio: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.config}-{self.ratio}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One table of the README.
+
+    Args:
+        runs: run directories that the table joins.
+        split: `val` where something is chosen by the table, `test` where it is reported.
+        against: method that paired differences are taken to.
+    """
+
+    runs: tuple[RunSpec, ...]
+    split: Literal["val", "test"]
+    against: str | None = None
+
+
+FORMS = {"cpu": FormSpec(side=16), "gpu": FormSpec(side=32)}
+
+PARTS: dict[str, dict[str, Part]] = {
+    "cpu": {
+        "ablation": Part((RunSpec("ablation", 100),), "val", against="krd"),
+        "main": Part((RunSpec("main", 100),), "test", against="krd"),
+        "imbalance": Part((RunSpec("main", 100), RunSpec("imbalance", 50), RunSpec("imbalance", 10)), "test"),
+        "compression": Part((RunSpec("compression", 100),), "test"),
+    },
+    "gpu": {"main": Part((RunSpec("main", 100),), "test", against="krd")},
+}

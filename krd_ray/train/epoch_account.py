@@ -1,0 +1,70 @@
+"""Answers what an epoch has come to: means of the loss's terms, samples, seconds by kind.
+
+Does not write them down (`loop` does, with `rundir.MetricsLog`).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+
+import torch
+
+from krd_ray.data.plan import IntArray
+from krd_ray.data.stream import Batch
+from krd_ray.teacher.client import ClientStats
+from krd_ray.train.reduce import sum_over_ranks
+
+
+class EpochAccount:
+    """One rank's account of one epoch, from its start.
+
+    Args:
+        waits: the client's counters, which go on over epochs.
+        world: number of ranks.
+    """
+
+    def __init__(self, waits: ClientStats, world: int) -> None:
+        self._world = world
+        self._waits, self._before = waits, asdict(waits)
+        self._started = self._shown = time.perf_counter()
+        self._cpu_started = time.process_time()
+        self._sums: dict[str, float] = {}
+        self._step_cpu_s = 0.0
+        self.seen: list[IntArray] = []
+
+    def add(self, batch: Batch, terms: dict[str, float], step_cpu_s: float) -> None:
+        """Counts one step: its rows, the terms as batch means, the CPU seconds it took."""
+        for name, value in terms.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value * len(batch)
+        self._step_cpu_s += step_cpu_s
+        self.seen.append(batch.sample_ids)
+
+    def is_due(self, every_s: float) -> bool:
+        """Returns True when so much time has passed since it last did, or since the start."""
+        if time.perf_counter() - self._shown <= every_s:
+            return False
+        self._shown = time.perf_counter()
+        return True
+
+    def so_far(self) -> dict[str, float]:
+        """Returns this rank's own values up to now."""
+        return self._values(None)
+
+    def total(self, device: torch.device) -> dict[str, float]:
+        """Returns sums over ranks, means over all their samples, images per second of all of them together."""
+        return self._values(device)
+
+    def _values(self, device: torch.device | None) -> dict[str, float]:
+        wall_s = time.perf_counter() - self._started
+        values = {name: value - self._before[name] for name, value in asdict(self._waits).items()}
+        values |= {f"sum_{name}": value for name, value in self._sums.items()}
+        values |= {"num_samples": sum(map(len, self.seen)), "wall_s": wall_s}
+        values |= {"cpu_s": time.process_time() - self._cpu_started, "step_cpu_s": self._step_cpu_s}
+        if device is not None and self._world > 1:
+            vector = torch.tensor(list(values.values()), dtype=torch.float64)
+            values = dict(zip(values, sum_over_ranks(vector, device).tolist(), strict=True))
+        means = {name: values.pop(f"sum_{name}") / values["num_samples"] for name in self._sums}
+        values["compute_s"] = values.pop("wall_s") - values["wait_targets_s"] - values["wait_data_s"]
+        values["images_per_s"] = values["num_samples"] / wall_s
+        return means | values

@@ -1,0 +1,94 @@
+"""Answers what a worker reads of the training split in an epoch, and whether all ranks together have read all of it.
+
+Does not train and does not shuffle (`data.plan` and `data.stream` do).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from krd_ray.config import SamplerConfig
+from krd_ray.data.plan import EpochPlan, IntArray, train_plan
+from krd_ray.data.stream import Batch, ShardSet, labels_of, sample_ids_of, train_batches
+from krd_ray.maths.samplers import INSTANCE_BALANCED, SAMPLERS, copies_in_epoch
+from krd_ray.train.reduce import coverage
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """What decides the rows of an epoch besides the split itself.
+
+    Args:
+        sampler: name and first epoch.
+        class_counts: n_c of the split.
+        seed: shuffle seed.
+        batch_size: of this rank.
+        window_rows: of the shuffle.
+        cycle: number of different views per image; None: no bound.
+        rank, world: this worker and how many there are.
+    """
+
+    sampler: SamplerConfig
+    class_counts: tuple[int, ...]
+    seed: int
+    batch_size: int
+    window_rows: int
+    cycle: int | None
+    rank: int
+    world: int
+
+
+class EpochRows:
+    """One rank's share of the split, epoch by epoch; ids and, for a sampler, labels are read once, images never."""
+
+    def __init__(self, shards: ShardSet, settings: RowSettings) -> None:
+        self._shards, self._settings = shards, settings
+        self._ids = sample_ids_of(shards)
+        self._by_id = np.argsort(self._ids)
+        samples = settings.sampler.name != INSTANCE_BALANCED
+        self._labels = labels_of(shards) if samples else None
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """Returns which rows this rank trains in an epoch, and how often."""
+        at = self._settings
+        return train_plan(
+            self._shards.chunk_rows,
+            seed=at.seed,
+            epoch=epoch,
+            rank=at.rank,
+            world=at.world,
+            copies=self._copies(epoch),
+        )
+
+    def batches(self, plan: EpochPlan, epoch: int) -> Iterator[Batch]:
+        """Yields the plan's rows in shuffled batches, each row with its view index."""
+        at = self._settings
+        return train_batches(
+            self._shards,
+            plan,
+            batch_size=at.batch_size,
+            seed=at.seed,
+            epoch=epoch,
+            rank=at.rank,
+            window_rows=at.window_rows,
+            cycle=at.cycle,
+        )
+
+    def coverage(self, plan: EpochPlan, seen: Sequence[IntArray], device: torch.device) -> dict[str, Any]:
+        """Returns what all ranks have trained, against the plan; `seen` are the ids of this rank's batches."""
+        left_out = self._ids[list(plan.left_out)].tolist()
+        return coverage(self._ids[self._by_id], plan.times[self._by_id], seen, left_out, device)
+
+    def _copies(self, epoch: int) -> IntArray | None:
+        at = self._settings
+        if self._labels is None or epoch < at.sampler.from_epoch:
+            return None
+        power = SAMPLERS[at.sampler.name].power
+        return copies_in_epoch(
+            self._ids, self._labels, at.class_counts, power=power, seed=at.seed, epoch=epoch
+        )

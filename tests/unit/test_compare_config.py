@@ -1,0 +1,110 @@
+"""Answers whether `compare` in a config becomes exactly the students it stands for, and whether errors name the place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from krd_ray.config import CompareConfig
+from krd_ray.config_io import apply_setting, dump_config, load_config, parse_config
+from krd_ray.errors import ConfigError
+from krd_ray.train.cluster import heaviest
+
+ROOT = Path(__file__).parents[2]
+
+
+def raw(**over: Any) -> dict[str, Any]:
+    return {
+        "name": "c",
+        "data": {"dir": "shards"},
+        "teacher": {"weights": "t.safetensors"},
+        "compare": {
+            "seeds": [0, 7],
+            "models": [
+                {"model": "resnet8", "resources": {"num_cpus": 0.5}},
+                {"model": "torchvision:resnet18", "workers": 2},
+            ],
+            "methods": {"ce": {}, "ce+kd": {"loss": {"kd": {"weight": 1}}, "train": {"epochs": 3}}},
+        },
+        **over,
+    }
+
+
+def test_every_combination_is_one_student_whole_seeds_first() -> None:
+    config = parse_config(raw())
+    assert [student.name for student in config.students] == [
+        f"{method}.{model}.s{seed}"
+        for seed in (0, 7)
+        for model in ("resnet8", "torchvision_resnet18")
+        for method in ("ce", "ce+kd")
+    ]
+    last = config.students[-1]
+    assert (last.method, last.seed, last.model, last.workers) == ("ce+kd", 7, "torchvision:resnet18", 2)
+    assert config.seed_of(last) == 7
+    assert config.loss_of(last).kd.weight == 1
+    assert config.train_of(last).epochs == 3
+    assert config.students[0].resources.num_cpus == 0.5
+    assert config.compare is None
+
+
+def test_written_config_repeats_the_run_without_expanding_twice() -> None:
+    config = parse_config(raw())
+    again = parse_config(yaml.safe_load(dump_config(config)))
+    assert again == config
+
+
+def test_listed_students_stay_beside_compared_ones() -> None:
+    config = parse_config(raw(students=[{"name": "mine", "model": "resnet20"}]))
+    assert [student.name for student in config.students][0] == "mine"
+    assert len(config.students) == 9
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        (
+            "compare.methods.ce+kd.loss.kd.wieght=1",
+            "compare.methods.ce+kd.loss.kd.wieght: unknown setting; did you mean `weight`?",
+        ),
+        ("compare.methods.ce.train.epochs=0", "compare.methods.ce.train.epochs"),
+        ("compare.seeds=[]", "compare.seeds"),
+        ("compare.methods={}", "compare.methods"),
+        ("compare.models=[]", "compare.models"),
+        ("compare.seed=[1]", "compare.seed: unknown setting; did you mean `seeds`?"),
+        ("compare.seeds=[1,1]", "stands twice"),
+        ("students_at_once=0", "students_at_once"),
+    ],
+)
+def test_mistake_is_named_by_its_place(setting: str, expected: str) -> None:
+    config = raw()
+    apply_setting(config, setting)
+    with pytest.raises(ConfigError) as caught:
+        parse_config(config)
+    assert expected in caught.value.message
+
+
+def test_fewer_students_at_once_reserve_the_heaviest_only() -> None:
+    config = parse_config(raw(students_at_once=2))
+    assert {student.model for student in heaviest(config, config.students)} == {"torchvision:resnet18"}
+    assert len(heaviest(parse_config(raw()), config.students)) == 8
+
+
+def test_no_field_of_a_compared_model_is_dropped() -> None:
+    compare = CompareConfig.model_validate(raw()["compare"])
+    assert [student.workers for student in compare.students()] == [1, 1, 2, 2] * 2
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(ROOT.glob("benchmarks/quality/configs/*/*.yaml")),
+    ids=lambda p: f"{p.parent.name}-{p.stem}",
+)
+def test_configs_of_the_quality_benchmark_are_whole(path: Path) -> None:
+    config = load_config(path)
+    assert len({student.name for student in config.students}) == len(config.students)
+    for student in config.students:
+        assert config.loss_of(student).needs_teacher <= (config.teacher is not None)
+        assert student.method is not None or path.stem == "teacher"

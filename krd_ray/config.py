@@ -175,7 +175,7 @@ class CompareConfig(Strict):
 
     methods: Annotated[dict[Annotated[str, Field(pattern=METHOD)], MethodConfig], Field(min_length=1)]
     models: Annotated[list[ComparedModel], Field(min_length=1)]
-    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    seeds: Annotated[list[int], Field(min_length=1, default_factory=lambda: [0])]
 
     def students(self) -> list[StudentConfig]:
         """Returns one student per combination, named method.model.s0; seeds are outermost, so that a comparison
@@ -221,7 +221,7 @@ class RunConfig(Strict):
     teacher: TeacherConfig | None = None
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
-    students: Annotated[list[StudentConfig], BeforeValidator(_no_null_list)] = []
+    students: Annotated[list[StudentConfig], BeforeValidator(_no_null_list), Field(default_factory=list)]
     compare: CompareConfig | None = Field(None, description="methods x models x seeds, added to students")
     students_at_once: Count | None = Field(
         None, description="students that train at the same time; null: all of them"

@@ -91,7 +91,7 @@ class DiveConfig(Term):
 
 
 class CckdConfig(Term):
-    """Confidence-conditioned distillation: the teacher where it believes the label, else the label (arXiv 2107.06993)."""
+    """The teacher as far as it believes the label, else the label (arXiv 2107.06993)."""
 
     temperature: Positive = 4.0
 
@@ -115,7 +115,7 @@ class KnowledgeAdjustmentConfig(Term):
 class RrdConfig(Term):
     """Representation-rectified distillation; weight is alpha in design.md section 4."""
 
-    target: Literal["teacher", "balanced", "class_mean", "prior", "mix"] = "balanced"
+    target: Literal["teacher", "balanced", "class_mean", "prior", "mix"] = "teacher"
     prior: Literal["auto", "simplex", "sphere", "class_mean"] = Field(
         "auto", description="where balanced class means lie; auto: simplex if there are dimensions enough"
     )
@@ -130,8 +130,8 @@ class LrdConfig(Term):
     """Logit-rectified distillation; weight is beta in design.md section 4."""
 
     temperature: Positive = 2.0
-    tau_prior: NonNegative = Field(1.0, description="strength of the label prior taken off the teacher")
-    exchange: bool = Field(True, description="a wrong largest logit changes places with the label's")
+    tau_prior: NonNegative = Field(1.5, description="strength of the label prior taken off the teacher")
+    exchange: bool = Field(False, description="a wrong largest logit changes places with the label's")
     space: Literal["balanced", "long_tailed"] = Field(
         "balanced",
         description="where the two are compared: without the label prior, or with it on both sides",

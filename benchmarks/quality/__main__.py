@@ -78,7 +78,7 @@ class Bench:
 
     def shards(self, ratio: int) -> Path:
         """CIFAR-100 with an exponential tail, decoded once; validation images are those the tail leaves out."""
-        folder = self.root / f"shards-{ratio}"
+        folder = self.root / f"shards-{ratio}" / "cifar100-lt"
         if (folder / "dataset.json").is_file():
             return folder
         ranked = (self.data / "train.parquet").is_file()

@@ -21,8 +21,8 @@ class FormSpec:
     side: int
 
 
-# Epochs of teacher and students where the configs' own (for ratio 100) would give more steps: the same number of steps
-# at every ratio, since 100 keeps 10,847 images, 50 keeps 12,608 and 10 keeps 19,573.
+# Epochs of teacher and students where the configs' own, meant for ratio 100, would give more steps: every ratio gets
+# about the same number of steps, since 100 keeps 10,847 images, 50 keeps 12,608 and 10 keeps 19,573.
 EPOCHS = {50: {"teacher": 34, "students": 17}, 10: {"teacher": 22, "students": 11}}
 
 

@@ -35,6 +35,7 @@ from krd_ray.train.students import StudentRun, run_together
 
 TICK_S = 0.5
 PROBE_IMAGES = 16
+FILES_OF_ONES_OWN = ("parquet", "folder", "list")  # such data is known by the folder of its shards
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,9 @@ def _write_start(prepared: Prepared, run: RunDir) -> None:
     run.create()
     write_json(run.root / "environment.json", environment())
     manifest = prepared.manifest
-    known_as = {"name": str(manifest.source["kind"]), "content_hash": manifest.content_hash}
+    kind = str(manifest.source["kind"])
+    name = Path(prepared.config.data.dir).name if kind in FILES_OF_ONES_OWN else kind
+    known_as = {"name": name, "content_hash": manifest.content_hash}
     write_json(run.dataset, manifest.model_dump(mode="json") | known_as)
 
 

@@ -1,4 +1,4 @@
-"""Answers whether `compare` in a config becomes exactly the students it stands for, and whether errors name the place."""
+"""Answers whether `compare` becomes exactly the students it stands for, and whether errors name the place."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_written_config_repeats_the_run_without_expanding_twice() -> None:
 
 def test_listed_students_stay_beside_compared_ones() -> None:
     config = parse_config(raw(students=[{"name": "mine", "model": "resnet20"}]))
-    assert [student.name for student in config.students][0] == "mine"
+    assert config.students[0].name == "mine"
     assert len(config.students) == 9
 
 

@@ -1,4 +1,4 @@
-"""Answers whether a student minimises what its config says: terms, weights, settings, and what it asks the teacher for.
+"""Answers whether a student minimises what its config says: terms, weights, settings, and which targets it asks for.
 
 Does not check the terms' formulas (`test_losses*` do).
 """
@@ -139,9 +139,9 @@ def test_classes_weigh_by_effective_number_from_the_epoch_on() -> None:
         ({"kd": {"weight": 1}}, Rectifier(tau_prior=0.0, exchange=False, features="off", send_logits=True)),
         ({"lrd": {"weight": 1, "tau_prior": 0.5, "exchange": True}}, Rectifier(tau_prior=0.5, exchange=True)),
         ({"lrd": {"weight": 1, "exchange": False, "tau_prior": 1}}, Rectifier(tau_prior=1.0)),
-        ({"rrd": {"weight": 1}}, Rectifier(features="balanced", send_logits=False)),
+        ({"rrd": {"weight": 1}}, Rectifier(features="teacher", send_logits=False)),
         (
-            {"rrd": {"weight": 1, "form": "norm_aware", "prior": "sphere"}},
+            {"rrd": {"weight": 1, "target": "balanced", "form": "norm_aware", "prior": "sphere"}},
             Rectifier(features="balanced", prior="sphere", length="teacher", send_logits=False),
         ),
         (

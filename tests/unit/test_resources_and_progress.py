@@ -1,0 +1,126 @@
+"""Answers whether missing resources are named before a run starts, and whether progress shows what happens.
+
+Does not start Ray.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from krd_ray.config_io import parse_config
+from krd_ray.errors import ResourceError
+from krd_ray.train.cluster import Demand, check_resources, demands_of
+from krd_ray.train.live import COLUMNS, Progress
+from krd_ray.train.rundir import RunDir
+from tests.unit.run_builders import raw_run, write_student
+
+CPU = torch.device("cpu")
+
+
+# cluster
+
+
+def test_every_process_of_a_run_is_demanded() -> None:
+    config = parse_config(
+        raw_run(teacher={"weights": "w", "replicas": 2, "resources": {"num_cpus": 1, "num_gpus": 0.5}})
+        | {
+            "students": [
+                {"name": "s", "model": "m", "workers": 3, "loss": {"kd": {"weight": 1}}},
+                {"name": "t", "model": "m"},
+            ]
+        }
+    )
+    taught, alone = config.students
+    demands = demands_of(config, config.students, streams=False)
+    assert [demand.who for demand in demands] == [
+        "teacher replica 0", "teacher replica 1",
+        "student s worker 0", "student s worker 1", "student s worker 2", "student t worker 0",
+    ]  # fmt: skip
+    assert demands[0].resources == {"CPU": 1.0, "GPU": 0.5}
+    assert [demand.who for demand in demands_of(config, [alone], streams=False)] == ["student t worker 0"]
+    streamed = demands_of(config, [taught, alone], streams=True)
+    assert len(streamed) == 7
+    assert 0 < streamed[-1].resources["CPU"] < 1
+
+
+def demands(*resources: dict[str, float]) -> list[Demand]:
+    return [Demand(f"process {index}", amounts) for index, amounts in enumerate(resources)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "nodes"),
+    [
+        ([{"CPU": 0.25}] * 8, [{"CPU": 2.0}]),
+        ([{"CPU": 0.1}] * 10, [{"CPU": 1.0}]),
+        ([{"CPU": 1.0}, {"CPU": 3.0}, {"CPU": 2.0}], [{"CPU": 3.0}, {"CPU": 3.0}]),
+        ([{"CPU": 3.0}, {"CPU": 1.0}], [{"CPU": 3.0}, {"CPU": 1.0}]),
+        ([{"CPU": 1.0}, {"CPU": 3.0}], [{"CPU": 3.0}, {"CPU": 1.0}]),
+        ([{"CPU": 4.0}, {"CPU": 1.0, "GPU": 1.0}], [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0}]),
+        ([{"CPU": 2.0}, {"CPU": 2.0, "disk": 1.0}], [{"CPU": 2.0, "disk": 1.0}, {"CPU": 2.0}]),
+        ([{}], [{"CPU": 1.0}]),
+    ],
+)
+def test_run_that_fits_is_accepted(wanted: list[dict[str, float]], nodes: list[dict[str, float]]) -> None:
+    before = [dict(node) for node in nodes]
+    check_resources(demands(*wanted), nodes)
+    assert nodes == before
+
+
+@pytest.mark.parametrize(
+    ("wanted", "nodes", "expected"),
+    [
+        (
+            [{"CPU": 1.0}] * 3,
+            [{"CPU": 2.0, "memory": 5e9}],
+            "the run needs 3 CPU in 3 processes, the cluster has 2 CPU",
+        ),
+        ([{"CPU": 2.0}] * 2, [{"CPU": 3.0}, {"CPU": 1.0}], "the cluster has 4 CPU on 2 node(s)"),
+        ([{"CPU": 1.0, "GPU": 1.0}], [{"CPU": 8.0}], "process 0 needs 1 CPU, 1 GPU and finds no place"),
+        ([{"CPU": 1.0}], [], "the cluster has nothing on 0 node(s)"),
+    ],
+)
+def test_run_that_does_not_fit_is_refused_with_both_sides(
+    wanted: list[dict[str, float]], nodes: list[dict[str, float]], expected: str
+) -> None:
+    with pytest.raises(ResourceError) as caught:
+        check_resources(demands(*wanted), nodes)
+    assert expected in caught.value.message
+    assert "students.*.resources" in caught.value.message
+
+
+# live
+
+
+def test_elsewhere_than_in_a_terminal_each_epoch_is_one_line(tmp_path: Path) -> None:
+    run, out = RunDir(tmp_path), io.StringIO()
+    with Progress(run, {"a": 3, "b": 3}, Console(file=out, width=40)) as progress:
+        progress.refresh({"a": "training"})
+        assert out.getvalue() == ""
+        write_student(run, "a", epochs=1)
+        progress.refresh({"a": "training"})
+        progress.refresh({"a": "training"})
+        progress.say("step [14] failed: [red]")
+    lines = out.getvalue().splitlines()
+    assert lines == [
+        "student a | state training | epoch 1/3 | loss 1.250 | val many 50.0% | medium - | few 25.0% | "
+        "images/s 25 | waiting 25%",
+        "step [14] failed: [red]",
+    ]
+
+
+def test_in_a_terminal_there_is_a_table_of_all_students(tmp_path: Path) -> None:
+    run, out = RunDir(tmp_path), io.StringIO()
+    write_student(run, "a", epochs=2)
+    with Progress(run, {"a": 2, "b": 5}, Console(file=out, force_terminal=True, width=120)) as progress:
+        progress.refresh({"a": "finished"})
+    text = out.getvalue()
+    assert all(column in text for column in COLUMNS)
+    assert "finished" in text
+    assert "2/2" in text
+    assert "waiting" in text
+    assert "0/5" in text

@@ -7,12 +7,13 @@ A call goes on where the last one stopped, so that a long benchmark may be run i
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmarks.quality.parts import CONFIGS, EPOCHS, FORMS, PARTS, VAL_PER_CLASS, Part, RunSpec
+from benchmarks.quality.parts import CONFIGS, EPOCH_SHARE, FORMS, PARTS, VAL_PER_CLASS, Part, RunSpec
 from krd_ray.config import RunConfig
 from krd_ray.config_io import load_config
 from krd_ray.data.shard_options import ShardOptions
@@ -31,6 +32,7 @@ TINY = ["train.epochs=1", "train.warmup_epochs=0", "train.val_every_epochs=1"]
 TINY_STUDENTS = ["compare.seeds=[0]", "train.max_failures=0"]
 ON_CPU = {"num_cpus": 0.25}
 MINUTES = "minutes.json"
+TINY_IMAGES, TINY_RATIO, TINY_PER_CLASS = 12, 4, 3
 
 
 def main(
@@ -85,14 +87,15 @@ class Bench:
         spec = SourceSpec(
             kind="parquet" if ranked else "cifar100",
             path=self.data / "train.parquet" if ranked else self.data,
-            test_path=self.data / "test.parquet" if ranked else None,
+            test_path=self.data / "test.parquet" if ranked and not self.tiny else None,
             rank_column="rank_in_class" if ranked else None,
             download=self.download,
         )
         options = ShardOptions(
-            imbalance_ratio=ratio,
-            n_max=500,
-            val_per_class=VAL_PER_CLASS if ratio > 10 else 0,
+            imbalance_ratio=min(ratio, TINY_RATIO) if self.tiny else ratio,
+            n_max=TINY_IMAGES if self.tiny else 500,
+            val_per_class=0 if ratio <= 10 else TINY_PER_CLASS if self.tiny else VAL_PER_CLASS,
+            test_per_class=TINY_PER_CLASS,
             val_policy="left_out",
             store="raw",
             image_size=FORMS[self.form].side,
@@ -100,20 +103,19 @@ class Bench:
         write_shards(open_source(spec), folder, options)
         return folder
 
-    def teacher(self, ratio: int) -> Path:
+    def teacher(self, name: str, ratio: int) -> Path:
         """The weights of the teacher of one imbalance ratio, trained if they are not there."""
-        root = self.root / f"teacher-{ratio}"
-        config = self._config("teacher", root, [f"data.dir={self.shards(ratio)}", *_epochs(ratio, "teacher")])
-        self._train(config, root)
+        root = self.root / f"{name}-{ratio}"
+        self._train(self._config(name, ratio, root), root)
         return RunDir(root).student("teacher").weights
 
     def run(self, spec: RunSpec) -> Path:
         """One `krd distill`, from where it stopped to its evaluation."""
         root = self.root / spec.name
         if not RunDir(root).evaluation.is_file():
-            at = [f"data.dir={self.shards(spec.ratio)}", f"teacher.weights={self.teacher(spec.ratio)}"]
-            at += [f"name={self.form}-{spec.name}", *_epochs(spec.ratio, "students")]
-            self._train(self._config(spec.config, root, at + (TINY_STUDENTS if self.tiny else [])), root)
+            teacher = f"teacher.weights={self.teacher(spec.teacher, spec.ratio)}"
+            own = [teacher, f"name={self.form}-{spec.name}", *(TINY_STUDENTS if self.tiny else [])]
+            self._train(self._config(spec.config, spec.ratio, root, own), root)
             evaluate_run(root)
         return root
 
@@ -126,12 +128,12 @@ class Bench:
         print_methods(comparison)
         typer.echo(f"wrote {folder}")
 
-    def _config(self, name: str, root: Path, settings: list[str]) -> RunConfig:
-        """A config file with this call's paths; the tiny form reserves no GPU."""
-        tiny = TINY if self.tiny else []
-        config = load_config(
-            CONFIGS / self.form / f"{name}.yaml", [f"run_dir={root}", *settings, *tiny, *self.settings]
-        )
+    def _config(self, name: str, ratio: int, root: Path, own: Sequence[str] = ()) -> RunConfig:
+        """A config file with this call's paths and the epochs of its ratio; the tiny form reserves no GPU."""
+        path = CONFIGS / self.form / f"{name}.yaml"
+        epochs = round(load_config(path).train.epochs * EPOCH_SHARE[ratio])
+        settings = [f"run_dir={root}", f"data.dir={self.shards(ratio)}", f"train.epochs={epochs}", *own]
+        config = load_config(path, [*settings, *(TINY if self.tiny else []), *self.settings])
         return _without_gpus(config) if self.tiny else config
 
     def _train(self, config: RunConfig, root: Path) -> None:
@@ -148,10 +150,6 @@ class Bench:
             raise RunError(
                 f"{root}: {', '.join(str(each['student']) for each in outcome.failed)} did not finish"
             )
-
-
-def _epochs(ratio: int, who: str) -> list[str]:
-    return [f"train.epochs={EPOCHS[ratio][who]}"] if ratio in EPOCHS else []
 
 
 def _finished(run: RunDir, name: str) -> bool:

@@ -21,17 +21,18 @@ class FormSpec:
     side: int
 
 
-# Epochs of teacher and students where the configs' own, meant for ratio 100, would give more steps: every ratio gets
-# about the same number of steps, since 100 keeps 10,847 images, 50 keeps 12,608 and 10 keeps 19,573.
-EPOCHS = {50: {"teacher": 34, "students": 17}, 10: {"teacher": 22, "students": 11}}
+# Ratio 100 keeps 10,847 images, 50 keeps 12,608 and 10 keeps 19,573: with the epochs scaled down by as much, every ratio
+# gets about the same number of steps.
+EPOCH_SHARE = {100: 1.0, 50: 10_847 / 12_608, 10: 10_847 / 19_573}
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One `krd distill`: its config file and the imbalance ratio of its shards and its teacher."""
+    """One `krd distill`: its config file, the ratio of its shards and its teacher, the teacher's config file."""
 
     config: str
     ratio: int
+    teacher: str = "teacher"
 
     @property
     def name(self) -> str:
@@ -59,7 +60,9 @@ PARTS: dict[str, dict[str, Part]] = {
     "cpu": {
         "ablation": Part((RunSpec("ablation", 100),), "val", against="krd"),
         "main": Part((RunSpec("main", 100),), "test", against="krd"),
-        "imbalance": Part((RunSpec("main", 100), RunSpec("imbalance", 50), RunSpec("imbalance", 10)), "test"),
+        "imbalance": Part(
+            tuple(RunSpec("imbalance", ratio, "imbalance_teacher") for ratio in (100, 50, 10)), "test"
+        ),
         "compression": Part((RunSpec("compression", 100),), "test"),
     },
     "gpu": {"main": Part((RunSpec("main", 100),), "test", against="krd")},

@@ -21,14 +21,14 @@ class FormSpec:
     side: int
 
 
-# Ratio 100 keeps 10,847 images, 50 keeps 12,608 and 10 keeps 19,573: with the epochs scaled down by as much, every ratio
-# gets about the same number of steps.
+# Ratio 100 keeps 10,847 images, 50 keeps 12,608 and 10 keeps 19,573: with the epochs scaled down by as much, each
+# ratio gets about the same number of steps.
 EPOCH_SHARE = {100: 1.0, 50: 10_847 / 12_608, 10: 10_847 / 19_573}
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One `krd distill`: its config file, the ratio of its shards and its teacher, the teacher's config file."""
+    """One `krd distill`: its config file, the ratio of its shards and teacher, the teacher's config file."""
 
     config: str
     ratio: int

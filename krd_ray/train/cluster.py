@@ -71,7 +71,12 @@ def connected(settings: RayConfig) -> Iterator[None]:
             "include_dashboard": False,
             "object_store_memory": settings.object_store_bytes,
         }
-    ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **start)
+    try:
+        ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **start)
+    except Exception as error:  # Ray raises bare exceptions here
+        where = "start on this machine" if own else f"join the cluster at {settings.address}"
+        remedy = "if the machine is busy, try again later" if own else "check ray.address, and RAY_AUTH_TOKEN"
+        raise ResourceError(f"Ray could not {where}: {str(error).splitlines()[0]}; {remedy}") from error
     try:
         with _interruptible():
             yield

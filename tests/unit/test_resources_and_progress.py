@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
+from krd_ray.config import RayConfig
 from krd_ray.config_io import parse_config
 from krd_ray.errors import ResourceError
-from krd_ray.train.cluster import Demand, check_resources, demands_of
+from krd_ray.train.cluster import Demand, check_resources, connected, demands_of
 from krd_ray.train.live import COLUMNS, Progress
 from krd_ray.train.rundir import RunDir
 from tests.unit.run_builders import raw_run, write_student
@@ -124,3 +126,21 @@ def test_in_a_terminal_there_is_a_table_of_all_students(tmp_path: Path) -> None:
     assert "2/2" in text
     assert "waiting" in text
     assert "0/5" in text
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        (None, "Ray could not start on this machine: too slow; "),
+        ("auto", "join the cluster at auto: too slow; "),
+    ],
+)
+def test_ray_that_does_not_come_up_is_an_error_for_people(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, expected: str
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise Exception("too slow\nand many more lines")
+
+    monkeypatch.setattr("ray.init", refuse)
+    with pytest.raises(ResourceError, match=expected), connected(RayConfig(address=address)):
+        pytest.fail("the block must not run")

@@ -63,7 +63,7 @@ class SoftTargets:
     Args:
         sample_ids: int64 [B].
         logits: float16 [B, C], rectified, no temperature; None when not asked for.
-        features: float16 [B, D], rectified unit vectors; None when not asked for.
+        features: float16 [B, D], rectified, of unit length or of the length asked for; None when not asked for.
         rectifier: what was done to them.
         teacher_hash: who answered.
         incarnation: how often the answering process had been restarted.

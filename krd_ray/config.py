@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from krd_ray.config_loss import Count, Fraction, LossConfig, NonNegative, Positive, Strict
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$"
+MAX_NAME = 64
 METHOD = r"^[A-Za-z0-9][A-Za-z0-9_+-]{0,31}$"
 
 
@@ -177,20 +178,38 @@ class CompareConfig(Strict):
     models: Annotated[list[ComparedModel], Field(min_length=1)]
     seeds: Annotated[list[int], Field(min_length=1, default_factory=lambda: [0])]
 
+    @model_validator(mode="after")
+    def _names_are_short(self) -> CompareConfig:
+        names = [self._name(method, entry, seed) for seed, entry, method in self._combinations()]
+        longest = max(names, key=len)
+        if len(longest) > MAX_NAME:
+            raise ValueError(
+                f"the student's name {longest} has {len(longest)} characters, at most {MAX_NAME} are allowed; "
+                "give the model a shorter `name`"
+            )
+        return self
+
+    def _combinations(self) -> list[tuple[int, ComparedModel, str]]:
+        return [
+            (seed, entry, method) for seed in self.seeds for entry in self.models for method in self.methods
+        ]
+
+    @staticmethod
+    def _name(method: str, entry: ComparedModel, seed: int) -> str:
+        return f"{method}.{entry.name or re.sub('[^A-Za-z0-9_-]', '_', entry.model)}.s{seed}"
+
     def students(self) -> list[StudentConfig]:
         """Returns one student per combination, named method.model.s0; seeds are outermost, so that a comparison
         that is cut short has whole seeds."""
         return [
             StudentConfig(
-                name=f"{method}.{entry.name or re.sub('[^A-Za-z0-9_-]', '_', entry.model)}.s{seed}",
+                name=self._name(method, entry, seed),
                 method=method,
                 seed=seed,
                 **entry.model_dump(exclude={"name"}),
-                **config.model_dump(),
+                **self.methods[method].model_dump(),
             )
-            for seed in self.seeds
-            for entry in self.models
-            for method, config in self.methods.items()
+            for seed, entry, method in self._combinations()
         ]
 
 

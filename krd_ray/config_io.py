@@ -86,16 +86,26 @@ def apply_setting(raw: dict[str, Any], setting: str) -> None:
     name, separator, text = setting.partition("=")
     if not separator or not name:
         raise ConfigError(f"--set {setting!r}: expected a.b=value, for instance --set train.epochs=10")
-    *way, last = name.split(".")
     node: Any = raw
-    for key in way:
-        node = _step(node, key, name)
+    keys = name.split(".")
+    while len(keys) > 1:
+        size = _key_size(node, keys)
+        node = _step(node, ".".join(keys[:size]), name)
+        keys = keys[size:]
+    last = keys[0]
     if isinstance(node, list):
         node[_list_index(node, last, name)] = _parse_value(text, name)
     elif isinstance(node, dict):
         node[last] = _parse_value(text, name)
     else:
         raise ConfigError(f"--set {name}: the part before .{last} is not a mapping")
+
+
+def _key_size(node: Any, keys: Sequence[str]) -> int:
+    """How many of the dotted parts are one key: names of list elements may hold dots themselves."""
+    names = [item.get("name") for item in node if isinstance(item, dict)] if isinstance(node, list) else []
+    fitting = [size for size in range(1, len(keys)) if ".".join(keys[:size]) in names]
+    return max(fitting, default=1)
 
 
 def _parse_value(text: str, name: str) -> Any:

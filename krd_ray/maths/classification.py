@@ -4,6 +4,7 @@ Does not know the teacher (`distillation` does) and does not decide when classes
 
 Every loss is the weighted mean over the batch, as torch's `cross_entropy(weight=...)`: the sum of w[y_b] * loss_b
 over b, divided by the sum of w[y_b]. With equal weights it is the plain mean. All of them compute in float32.
+With several workers each divides by the weights of its own batch, and their gradients are averaged.
 
 Shapes: B batch, C classes.
 """

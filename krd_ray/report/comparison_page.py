@@ -66,7 +66,9 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
     palette = method_palette(comparison.methods)
     files = {
         out / CSV: csv_bytes(csv_rows(comparison.cells)),
-        out / "students.csv": csv_bytes(comparison.students),
+        out / "students.csv": csv_bytes(
+            [{**row, "run": Path(row["run"]).name} for row in comparison.students]
+        ),
         out / "comparison.md": as_markdown(comparison).encode("utf-8"),
     }
     for path, content in files.items():

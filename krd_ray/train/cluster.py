@@ -109,13 +109,33 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def demands_of(config: RunConfig, students: Sequence[StudentConfig], *, streams: bool) -> list[Demand]:
-    """Returns every process that training these students of a run starts, with what it reserves.
+def check_run(
+    config: RunConfig, students: Sequence[StudentConfig], nodes: Sequence[dict[str, float]], *, streams: bool
+) -> None:
+    """Checks that what a run starts at the same time fits the nodes.
 
-    The teacher's are among them when one of the students learns from it, a reading task when shards are streamed.
+    With `students_at_once` those are the students that reserve most; besides, each student must fit on its own.
+
+    Raises:
+        ResourceError: as `check_resources`.
+    """
+    taught = any(config.loss_of(student).needs_teacher for student in students)
+    groups = [heaviest(students, config.students_at_once)]
+    if config.students_at_once is not None:
+        groups += [[student] for student in students]
+    for group in groups:
+        check_resources(demands_of(config, group, taught=taught, streams=streams), nodes)
+
+
+def demands_of(
+    config: RunConfig, students: Sequence[StudentConfig], *, taught: bool, streams: bool
+) -> list[Demand]:
+    """Returns every process that training these students starts, with what it reserves.
+
+    The teacher's are among them when somebody is `taught`, a reading task when shards are streamed.
     """
     demands = []
-    if config.teacher is not None and any(config.loss_of(student).needs_teacher for student in students):
+    if config.teacher is not None and taught:
         wanted = config.teacher.resources.as_ray()
         demands += [Demand(f"teacher replica {k}", wanted) for k in range(config.teacher.replicas)]
     for student in students:
@@ -128,13 +148,13 @@ def demands_of(config: RunConfig, students: Sequence[StudentConfig], *, streams:
     return demands
 
 
-def heaviest(config: RunConfig, students: Sequence[StudentConfig]) -> Sequence[StudentConfig]:
-    """Returns the students that reserve most, as many as train at the same time."""
+def heaviest(students: Sequence[StudentConfig], num: int | None) -> list[StudentConfig]:
+    """Returns the `num` students that reserve most; None: all."""
 
     def load(student: StudentConfig) -> tuple[float, float]:
         return student.workers * student.resources.num_gpus, student.workers * student.resources.num_cpus
 
-    return sorted(students, key=load, reverse=True)[: config.students_at_once]
+    return sorted(students, key=load, reverse=True)[:num]
 
 
 def check_resources(demands: Sequence[Demand], nodes: Sequence[dict[str, float]]) -> None:

@@ -25,7 +25,7 @@ from krd_ray.maths.priors import resolve_prior
 from krd_ray.teacher.actor import TeacherSpec, threads_for
 from krd_ray.teacher.group import TeacherGroup
 from krd_ray.teacher.messages import RECEIVED_BYTES
-from krd_ray.train.cluster import check_resources, connected, demands_of, heaviest, living_nodes
+from krd_ray.train.cluster import check_run, connected, living_nodes
 from krd_ray.train.ledger import build_ledger
 from krd_ray.train.live import Progress
 from krd_ray.train.loop import TeacherLink, WorkerSpec
@@ -109,7 +109,7 @@ def _check_and_cache(prepared: Prepared, run: RunDir, students: Sequence[Student
     wanted = prepared.train.decoded_bytes + (prepared.val.decoded_bytes if prepared.val else 0)
     fits = wanted <= config.data.cache_limit_frac * capacity
     cache = config.data.cache == "memory" or (config.data.cache == "auto" and fits)
-    check_resources(demands_of(config, heaviest(config, students), streams=not cache), living_nodes())
+    check_run(config, students, living_nodes(), streams=not cache)
     _write_start(prepared, run)
     if not cache:
         return prepared
@@ -163,8 +163,8 @@ def _teacher(
     if config is None or not taught:
         yield None
         return
-    together = heaviest(prepared.config, taught)
-    callers = sum(student.workers * prepared.config.train_of(student).in_flight for student in together)
+    waiting = (student.workers * prepared.config.train_of(student).in_flight for student in taught)
+    callers = sum(sorted(waiting, reverse=True)[: prepared.config.students_at_once])
     group = TeacherGroup(
         [_teacher_spec(prepared, run, replica) for replica in range(config.replicas)],
         config.resources,

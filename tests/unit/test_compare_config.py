@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from krd_ray.config import CompareConfig
+from krd_ray.config import CompareConfig, Resources
 from krd_ray.config_io import apply_setting, dump_config, load_config, parse_config
-from krd_ray.errors import ConfigError
-from krd_ray.train.cluster import heaviest
+from krd_ray.errors import ConfigError, ResourceError
+from krd_ray.train.cluster import check_run, heaviest
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,6 +76,7 @@ def test_listed_students_stay_beside_compared_ones() -> None:
         ("compare.seed=[1]", "compare.seed: unknown setting; did you mean `seeds`?"),
         ("compare.seeds=[1,1]", "stands twice"),
         ("students_at_once=0", "students_at_once"),
+        (f"compare.models=[{{model: resnet8, name: {'n' * 60}}}]", "give the model a shorter `name`"),
     ],
 )
 def test_mistake_is_named_by_its_place(setting: str, expected: str) -> None:
@@ -87,9 +88,33 @@ def test_mistake_is_named_by_its_place(setting: str, expected: str) -> None:
 
 
 def test_fewer_students_at_once_reserve_the_heaviest_only() -> None:
-    config = parse_config(raw(students_at_once=2))
-    assert {student.model for student in heaviest(config, config.students)} == {"torchvision:resnet18"}
-    assert len(heaviest(parse_config(raw()), config.students)) == 8
+    students = parse_config(raw()).students
+    assert {student.model for student in heaviest(students, 2)} == {"torchvision:resnet18"}
+    assert len(heaviest(students, None)) == 8
+
+
+def test_the_teacher_is_reserved_for_though_the_heaviest_students_need_none() -> None:
+    config = parse_config(raw(students_at_once=1))
+    check_run(config, config.students, [{"CPU": 3.0}], streams=False)
+    with pytest.raises(ResourceError, match=r"finds no place"):
+        check_run(
+            config, config.students, [{"CPU": 2.0}], streams=False
+        )  # two workers, and no room for the teacher
+
+
+def test_a_light_student_that_no_node_can_take_is_found() -> None:
+    config = parse_config(raw(students_at_once=1))
+    odd = config.students[0].model_copy(update={"resources": Resources(num_cpus=0.1, custom={"box": 1})})
+    with pytest.raises(ResourceError, match="box"):
+        check_run(config, [odd, *config.students], [{"CPU": 8.0}], streams=False)
+
+
+@pytest.mark.parametrize("form", ["cpu", "gpu"], ids=["two-cores", "one-card"])
+def test_the_quality_benchmark_fits_the_machine_it_is_for(form: str) -> None:
+    machine = {"cpu": {"CPU": 2.0}, "gpu": {"CPU": 16.0, "GPU": 1.0}}[form]
+    for path in sorted(ROOT.glob(f"benchmarks/quality/configs/{form}/*.yaml")):
+        config = load_config(path)
+        check_run(config, config.students, [dict(machine)], streams=True)
 
 
 def test_no_field_of_a_compared_model_is_dropped() -> None:
@@ -108,3 +133,15 @@ def test_configs_of_the_quality_benchmark_are_whole(path: Path) -> None:
     for student in config.students:
         assert config.loss_of(student).needs_teacher <= (config.teacher is not None)
         assert student.method is not None or path.stem.endswith("teacher")
+
+
+def test_a_student_whose_name_holds_dots_can_be_set() -> None:
+    config = {"students": [{"name": "ce.resnet8.s0"}, {"name": "ce.resnet8.s0.more"}, {"name": "plain"}]}
+    apply_setting(config, "students.ce.resnet8.s0.train.lr=0.5")
+    apply_setting(config, "students.ce.resnet8.s0.more.model=resnet20")
+    apply_setting(config, "students.plain.model=resnet32")
+    assert config["students"][0] == {"name": "ce.resnet8.s0", "train": {"lr": 0.5}}
+    assert config["students"][1]["model"] == "resnet20"
+    assert config["students"][2]["model"] == "resnet32"
+    with pytest.raises(ConfigError, match="there is no element 'ce'"):
+        apply_setting(config, "students.ce.resnet9.s0.model=x")

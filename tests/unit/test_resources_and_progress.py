@@ -38,14 +38,16 @@ def test_every_process_of_a_run_is_demanded() -> None:
         }
     )
     taught, alone = config.students
-    demands = demands_of(config, config.students, streams=False)
+    demands = demands_of(config, config.students, taught=True, streams=False)
     assert [demand.who for demand in demands] == [
         "teacher replica 0", "teacher replica 1",
         "student s worker 0", "student s worker 1", "student s worker 2", "student t worker 0",
     ]  # fmt: skip
     assert demands[0].resources == {"CPU": 1.0, "GPU": 0.5}
-    assert [demand.who for demand in demands_of(config, [alone], streams=False)] == ["student t worker 0"]
-    streamed = demands_of(config, [taught, alone], streams=True)
+    assert [demand.who for demand in demands_of(config, [alone], taught=False, streams=False)] == [
+        "student t worker 0"
+    ]
+    streamed = demands_of(config, [taught, alone], taught=True, streams=True)
     assert len(streamed) == 7
     assert 0 < streamed[-1].resources["CPU"] < 1
 

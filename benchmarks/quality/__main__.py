@@ -1,8 +1,8 @@
 """Answers how good the students are: `python -m benchmarks.quality` makes the README's tables.
 
 Does not choose anything and does not hold numbers: configs say what is trained, `krd compare` makes the tables.
-A call goes on where the last one stopped, so that a long benchmark may be run in pieces; what has been started keeps its
-settings, so that other settings need another --out.
+A call goes on where the last one stopped, so that a long benchmark may be run in pieces; what has been started
+keeps its settings, so that other settings need another --out.
 """
 
 from __future__ import annotations

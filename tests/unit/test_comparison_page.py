@@ -75,8 +75,8 @@ def test_students_csv_has_a_row_for_every_student(runs: list[Path], written: Pat
     for run_dir in runs:
         for name, entry in read_json(run_dir / "evaluation.json")["models"].items():
             if entry["role"] == "student":
-                assert float(rows[str(run_dir), name]["top1"]) == entry["metrics"]["top1"]
-    failed = rows[str(runs[1]), FAILED]
+                assert float(rows[run_dir.name, name]["top1"]) == entry["metrics"]["top1"]
+    failed = rows[runs[1].name, FAILED]
     assert (failed["status"], failed["top1"], failed["seed"]) == ("failed", "", "1")
 
 

@@ -144,5 +144,6 @@ def test_ray_that_does_not_come_up_is_an_error_for_people(
         raise Exception("too slow\nand many more lines")
 
     monkeypatch.setattr("ray.init", refuse)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     with pytest.raises(ResourceError, match=expected), connected(RayConfig(address=address)):
         pytest.fail("the block must not run")

@@ -27,9 +27,10 @@ from krd_ray.data.stream import Batch, ShardSet, eval_batches
 from krd_ray.maths.rectify import Rectifier
 from krd_ray.maths.views import ViewSpec, train_view
 from krd_ray.models.registry import build_model
-from krd_ray.teacher.actor import TeacherSpec
 from krd_ray.teacher.client import TeacherClient
 from krd_ray.teacher.group import TeacherGroup
+from krd_ray.teacher.ports import ActorPort
+from krd_ray.teacher.spec import TeacherSpec
 from krd_ray.teacher.store import TargetStore, copy_rows
 from krd_ray.teacher.weights import ModelCard, save_weights
 from krd_ray.train.cluster import connected
@@ -100,14 +101,14 @@ def actor_ms(folder: Path) -> dict[str, float]:
         device="cpu",
         store_dir=str(folder / "store"),
         run_dir=str(folder / "teacher"),
+        calibration=str(folder / "teacher" / "calibration.safetensors"),
     )
     with connected(RayConfig(object_store_bytes=256 << 20)):
         group = TeacherGroup([spec], Resources(), num_callers=4, name="bench")
         info = group.start(shards, np.zeros((2, 8, 8, 3), np.uint8), min_accuracy=0.0)
         batch = next(iter(eval_batches(shards, batch_size=BATCH)))
-        client = TeacherClient(
-            group.replicas, info.teacher_hash, "bench", Rectifier(), in_flight=1, timeout_s=60
-        )
+        ports = [ActorPort(replica) for replica in group.replicas]
+        client = TeacherClient(ports, info.teacher_hash, "bench", Rectifier(), in_flight=1, timeout_s=60)
 
         def ask(batch: Batch, view: int) -> None:
             list(client.stream(iter([replace(batch, view_index=np.full(len(batch), view))])))

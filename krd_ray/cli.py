@@ -170,6 +170,33 @@ def distill(
 
 
 @app.command()
+def targets(config: ConfigPath, settings: Settings = None) -> None:
+    """Fill the teacher's store with all views of all images, so that later runs need no teacher."""
+    from krd_ray.config_io import load_config
+    from krd_ray.train.fill import fill_targets
+
+    filled = fill_targets(load_config(config, settings or ()), typer.echo)
+    typer.echo(
+        f"{filled.rows:,} targets of {filled.views} view(s) in {filled.store_dir}, {filled.num_bytes:,} bytes; "
+        f"{filled.forwards:,} computed in {filled.seconds:.1f} s"
+    )
+    typer.echo("train from them with --set teacher.placement=stored")
+
+
+@app.command()
+def plan(
+    config: ConfigPath,
+    settings: Settings = None,
+    seconds: Annotated[float, typer.Option(min=0.0, help="of measuring, per network")] = 3.0,
+) -> None:
+    """Measure teacher and students on this machine, and say how they should share it and what sharing saves."""
+    from krd_ray.train.plan_command import plan_file, print_plan
+
+    planned, warnings = plan_file(config, settings or (), seconds=seconds, say=typer.echo)
+    print_plan(planned, warnings)
+
+
+@app.command()
 def evaluate(
     run_dir: Annotated[Path, typer.Argument(help="run directory")],
     again: Annotated[bool, typer.Option(help="read the test split once more")] = False,

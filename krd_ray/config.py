@@ -69,6 +69,11 @@ class TeacherConfig(Strict):
 
     weights: str = Field(description="*.safetensors, or a state_dict file (*.pt, *.pth)")
     model: str | None = Field(None, description="model name; null: as the safetensors file says")
+    placement: Literal["actors", "in_process", "stored"] = Field(
+        "actors",
+        description="actors: shared by all students; in_process: inside each student's workers, for one student with "
+        "fresh views; stored: no teacher, all targets from a store filled by `krd targets`",
+    )
     replicas: Count = 1
     resources: Resources = Resources()
     micro_batch: Count = Field(
@@ -93,6 +98,15 @@ class TeacherConfig(Strict):
     min_accuracy: Fraction | None = Field(
         None, description="self-test on training images; null: twice the accuracy of guessing"
     )
+
+    @model_validator(mode="after")
+    def _has_a_store_to_read(self) -> TeacherConfig:
+        if self.placement == "stored" and not (self.persist and self.spill_dir):
+            raise ValueError(
+                "placement `stored` reads a store that `krd targets` filled: set persist to true and spill_dir to "
+                "its folder"
+            )
+        return self
 
 
 class SamplerConfig(Strict):
@@ -124,7 +138,10 @@ class TrainConfig(Strict):
         "auto", description="auto: bf16 on GPU, fp32 on CPU"
     )
     channels_last: bool | None = Field(None, description="null: on GPU only")
-    in_flight: Count = Field(3, description="target requests out while a batch is in training, per worker")
+    in_flight: Count | None = Field(
+        None,
+        description="target requests out while a batch is in training, per worker; null: by measured latency",
+    )
     max_failures: Annotated[int, Field(ge=0)] = Field(
         3, description="worker restarts before the student fails"
     )
@@ -260,6 +277,10 @@ class RunConfig(Strict):
             raise ValueError(f"students must have different names; {', '.join(doubled)} stands twice")
         if self.teacher is not None and "teacher" in names:
             raise ValueError("a student may not be called `teacher` in a run that has one")
+        if self.teacher is not None and self.teacher.placement == "stored" and self.views.cycle is None:
+            raise ValueError(
+                "teacher.placement `stored` holds a number of views: set views.cycle to that of `krd targets`"
+            )
         return self
 
     def expanded(self) -> RunConfig:

@@ -7,6 +7,7 @@ keeps its settings, so that other settings need another --out.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from krd_ray.config_io import load_config
 from krd_ray.data.shard_options import ShardOptions
 from krd_ray.data.shards import write_shards
 from krd_ray.data.sources import SourceSpec, open_source
-from krd_ray.errors import RunError
+from krd_ray.errors import KrdError, RunError
 from krd_ray.report.comparison import compare_runs
 from krd_ray.report.comparison_page import write_comparison
 from krd_ray.report.terminal import print_methods
@@ -30,7 +31,12 @@ from krd_ray.train.rundir import RunDir, environment, read_json, write_json
 
 RESULTS = Path(__file__).parent.parent / "results" / "quality"
 TINY = ["train.epochs=1", "train.warmup_epochs=0", "train.val_every_epochs=1"]
-TINY_STUDENTS = ["compare.seeds=[0]", "train.max_failures=0"]
+TINY_STUDENTS = [
+    "compare.seeds=[0]",
+    "train.max_failures=0",
+    "students_at_once=2",
+    "teacher.min_accuracy=0",  # one epoch on a few images teaches a large network nothing
+]
 ON_CPU = {"num_cpus": 0.25}
 MINUTES = "minutes.json"
 TINY_IMAGES, TINY_RATIO, TINY_PER_CLASS = 12, 4, 3
@@ -166,4 +172,8 @@ def _without_gpus(config: RunConfig) -> RunConfig:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except KrdError as error:
+        typer.echo(f"error: {error.message}", err=True)
+        sys.exit(1)

@@ -235,10 +235,10 @@ def _blocks(shards: ShardSet, pieces: Sequence[Piece]) -> Iterator[Batch]:
         tables = (ray.get(shards.blocks[p.chunk]).slice(p.start, p.num_rows) for p in pieces)
     with unwrapped():
         for table in tables:
-            yield _as_arrays(table, shards.side)
+            yield block_arrays(table, shards.side)
 
 
-def _as_arrays(table: pa.Table, side: int) -> Batch:
+def block_arrays(table: pa.Table, side: int) -> Batch:
     """Views of the table's memory where it is one chunk; nothing is copied but labels."""
     column = table["image"].combine_chunks()
     image = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column

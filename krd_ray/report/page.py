@@ -59,7 +59,7 @@ def _write_figure(key: str, record: FigureRecord, run: Run, palette: Palette, fo
     drawn, note = limited(rows, record)
     png = write_picture(png_path, record.draw, drawn, palette)
     write(csv_path, csv_bytes(rows))
-    return Section(key, record.title, caption_of(record, rows) + note, csv_path.name, png)
+    return Section(key, record.title, caption_of(record, rows) + record.adds(run) + note, csv_path.name, png)
 
 
 def _render(

@@ -24,6 +24,13 @@ TEACHER_COLOURS = {
     "forwards": "#F26419",
     "unique_views": "#C3CCD6",
 }
+SHARING_COLOURS = {
+    "forwards": "#F26419",
+    "steps": "#33658A",
+    "repeated_forwards": "#8C3A0E",
+    "teacher_protocol": "#F9C5A3",
+    "student_protocol": "#B9C7D6",
+}
 
 Palette = dict[str | None, tuple[str, str]]
 

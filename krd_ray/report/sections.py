@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from krd_ray.report import cost_figure, figures, tables
+from krd_ray.report import cost_figure, figures, sharing, sharing_figure, tables
 from krd_ray.report.drawing import Draw
 from krd_ray.report.read_run import Row, Run
 
@@ -22,7 +22,8 @@ class FigureRecord:
     """One figure of the page: where its numbers come from, how it is drawn, what the reader is told.
 
     `missing` says, in words for the reader, why there is no row to draw; `has_spread` tells that a spread over
-    seeds is drawn; `most_bars` and `most_lines` bound what is drawn, in all and for each model.
+    seeds is drawn; `most_bars` and `most_lines` bound what is drawn, in all and for each model; `adds` ends the
+    caption with what the picture shows of this run.
     """
 
     title: str
@@ -33,6 +34,7 @@ class FigureRecord:
     has_spread: bool = False
     most_bars: int | None = None
     most_lines: int | None = None
+    adds: Callable[[Run], str] = lambda _: ""
 
 
 def caption_of(record: FigureRecord, rows: list[Row]) -> str:
@@ -128,6 +130,15 @@ FIGURES: dict[str, FigureRecord] = {
         figures.draw_curves,
         _no_curves,
         most_lines=MAX_LINES,
+    ),
+    "sharing_bound": FigureRecord(
+        "What sharing the teacher saved, and what it could save at most",
+        "CPU seconds of as many runs with the teacher inside each (from this run's own costs), of this run, and of "
+        "its forwards of unique views and its steps alone. What stands right of the dashed line is lost.",
+        sharing.sharing_rows,
+        sharing_figure.draw_sharing,
+        sharing.why_no_bound,
+        adds=sharing.bound_caption,
     ),
     "time_split": FigureRecord(
         "Where each student's time went",

@@ -17,6 +17,7 @@ from krd_ray.report.comparison import Comparison, compare
 from krd_ray.report.comparison_text import print_comparison
 from krd_ray.report.read_run import Run, read_run
 from krd_ray.report.seeds import compares
+from krd_ray.report.sharing import losses, memory_sentence
 from krd_ray.report.tables import headline_rows, seeds
 
 COLUMNS = {
@@ -82,16 +83,31 @@ def _split_line(run: Run) -> str:
 
 
 def _ledger_line(ledger: dict[str, Any]) -> str:
-    driver = ledger["driver_bytes"]
-    gain = ""
-    if ledger["A"] is not None:
-        gain = f"; A {ledger['A']:.2f} of at most A* {ledger['A_star']:.2f}, eta {ledger['eta']:.2f}"
-    return (
-        f"forwards_per_unique_view: {ledger['forwards_per_unique_view']:.3f} "
-        f"({ledger['teacher']['forwards']:,} forwards, {ledger['teacher']['rows']:,} targets served, "
-        f"{ledger['teacher']['restarts']} teacher restart(s)); "
-        f"driver bytes: pixels {driver['pixels']}, targets {driver['targets']}{gain}"
-    )
+    """What the teacher did, what passed through the driver, what sharing saved of what it could, who holds memory."""
+    driver, teacher, ratio = ledger["driver_bytes"], ledger["teacher"], ledger["forwards_per_unique_view"]
+    clauses = [
+        f"forwards_per_unique_view: {'-' if ratio is None else f'{ratio:.3f}'} "
+        f"({teacher['forwards']:,} forwards, {_served(ledger)}{teacher['restarts']} teacher restart(s))",
+        f"driver bytes: pixels {driver['pixels']}, targets {driver['targets']}",
+        _gain(ledger),
+        memory_sentence(ledger),
+    ]
+    return "; ".join(clause for clause in clauses if clause)
+
+
+def _served(ledger: dict[str, Any]) -> str:
+    """How many targets; with the teacher off nobody counts what students read from the store."""
+    if not ledger["teacher"]["replicas"]:
+        return "all targets read from the store, "
+    return f"{ledger['teacher']['rows']:,} targets served, "
+
+
+def _gain(ledger: dict[str, Any]) -> str:
+    if ledger["A"] is None:
+        return ""
+    gain = f"A {ledger['A']:.2f} of at most A* {ledger['A_star']:.2f}, eta {ledger['eta']:.2f}"
+    where, share = next(iter(losses(ledger)), ("", 0.0))
+    return f"{gain} (lost most to {where}: {share:.2f})" if share >= 0.005 else gain
 
 
 def _percent(value: float | None) -> str:

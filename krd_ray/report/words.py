@@ -9,6 +9,7 @@ from krd_ray.report import tables
 from krd_ray.report.comparison import Comparison
 from krd_ray.report.formats import NO_VALUE, byte_size, count, number, percent, percent_with_spread, times
 from krd_ray.report.read_run import Row, Run
+from krd_ray.report.sharing import dearest_student, growth, largest_student, losses
 
 
 def best_students(headline: list[Row]) -> dict[str, float]:
@@ -99,6 +100,7 @@ def ledger_facts(run: Run) -> list[tuple[str, str, str]]:
         ),
         ("A*", times(bound), "the bound: (N·C_T + ΣC_i) / (C_T + ΣC_i)"),
         ("η = A / A*", number(ledger.get("eta"), 3), shared),
+        *_loss_facts(ledger),
         ("Driver bytes, pixels", byte_size(driver.get("pixels")), "ideal 0"),
         ("Driver bytes, targets", byte_size(driver.get("targets")), "ideal 0"),
         ("Teacher busy", percent(share) + " %" if share is not None else NO_VALUE, "of its replicas' time"),
@@ -117,9 +119,40 @@ def ledger_facts(run: Run) -> list[tuple[str, str, str]]:
             f"{byte_size(teacher.get('store_memory_bytes'))} + {byte_size(teacher.get('store_disk_bytes'))}",
             "memory + disk",
         ),
+        *_memory_facts(ledger),
         ("Padded rows", count(teacher.get("padded_rows")), "forwarded only to keep the batch shape"),
         ("Teacher restarts", count(teacher.get("restarts")), f"{count(teacher.get('replicas'))} replicas"),
     ]
+
+
+def _loss_facts(ledger: Row) -> list[tuple[str, str, str]]:
+    """Where eta was lost and what the next student costs; nothing where the ledger does not know."""
+    facts = []
+    parts, dearest = losses(ledger), dearest_student(ledger)
+    if parts:
+        where, share = parts[0]
+        facts.append(("Largest loss of η", number(max(share, 0.0), 3), where))
+    if dearest is not None:
+        name, cost = dearest
+        facts.append(
+            ("Cost of the next student", times(cost), f"of its steps alone ({name}, the dearest); ideal 1.00")
+        )
+    return facts
+
+
+def _memory_facts(ledger: Row) -> list[tuple[str, str, str]]:
+    """Memory that processes hold for themselves; nothing where it was not recorded."""
+    facts = []
+    teacher, student = (ledger["teacher"] or {}).get("private_bytes_peak"), largest_student(ledger)
+    if teacher is not None:
+        facts.append(("Memory of the teacher", byte_size(teacher), "its largest replica, shared pages aside"))
+    if student is not None:
+        name, entry = student
+        slope = growth(entry.get("private_bytes_per_epoch"))
+        facts.append(
+            ("Memory of the largest student", byte_size(entry["private_bytes_peak"]), f"{name}; {slope}")
+        )
+    return facts
 
 
 def split_facts(run: Run) -> list[tuple[str, str]]:

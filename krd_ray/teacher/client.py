@@ -21,7 +21,9 @@ from krd_ray.errors import TeacherError
 from krd_ray.maths.rectify import Rectifier
 from krd_ray.teacher.homes import home_of
 from krd_ray.teacher.messages import Float16Array, Pixels, SoftTargets, TargetRequest
+from krd_ray.teacher.ports import Port
 from krd_ray.teacher.store import IntArray
+from krd_ray.teacher.window import Window
 
 MAX_RETRIES = 5
 RETRY_PAUSE_S = 0.1  # doubled each time
@@ -52,35 +54,42 @@ class _Part:
 @dataclass(frozen=True)
 class _InFlight:
     batch: Batch
+    sent_at: float
     parts: list[_Part] = field(default_factory=list)
 
 
 class TeacherClient:
-    """Asks a teacher group for one student's worker.
+    """Asks a teacher for one student's worker.
 
     Args:
-        replicas: actor handles in order of their number.
-        teacher_hash: from the group; every answer must carry it.
+        ports: one per replica, in order of their number.
+        teacher_hash: every answer must carry it.
         student: for messages.
         rectifier: the form of targets this student wants.
-        in_flight: batches asked for ahead of the one in training.
+        in_flight: batches asked for ahead of the one in training; None: as many as the latency of answers takes.
         timeout_s: how long to wait for one answer, restarts of the teacher included.
     """
 
     def __init__(
         self,
-        replicas: Sequence[Any],
+        ports: Sequence[Port],
         teacher_hash: str,
         student: str,
         rectifier: Rectifier,
         *,
-        in_flight: int,
+        in_flight: int | None,
         timeout_s: float,
     ) -> None:
-        self._replicas, self._hash, self._student = list(replicas), teacher_hash, student
-        self._rectifier, self._in_flight, self._timeout_s = rectifier, in_flight, timeout_s
+        self._ports, self._hash, self._student = list(ports), teacher_hash, student
+        self._rectifier, self._timeout_s = rectifier, timeout_s
+        self._window = Window(in_flight)
         self._incarnations: dict[int, int] = {}
         self.stats = ClientStats()
+
+    def close(self) -> None:
+        """Closes the ports."""
+        for port in self._ports:
+            port.close()
 
     def stream(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, SoftTargets]]:
         """Yields each batch with the targets of its views, in order, keeping `in_flight` requests ahead.
@@ -89,6 +98,7 @@ class TeacherClient:
             TeacherError: no answer in time, or an answer that does not belong to the question.
         """
         window: deque[_InFlight] = deque()
+        self._window.restart()
         self._fill(window, batches)
         while window:
             asked = window.popleft()
@@ -97,7 +107,7 @@ class TeacherClient:
             yield asked.batch, targets
 
     def _fill(self, window: deque[_InFlight], batches: Iterator[Batch]) -> None:
-        while len(window) < self._in_flight and (batch := self._next(batches)) is not None:
+        while len(window) < self._window.size and (batch := self._next(batches)) is not None:
             window.append(self._ask(batch))
 
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
@@ -107,9 +117,9 @@ class TeacherClient:
         return batch
 
     def _ask(self, batch: Batch) -> _InFlight:
-        pixels = ray.put(Pixels(batch.images_BHWC))
-        homes = home_of(batch.sample_ids, len(self._replicas))
-        asked = _InFlight(batch)
+        pixels = self._ports[0].lend(batch.images_BHWC)
+        homes = home_of(batch.sample_ids, len(self._ports))
+        asked = _InFlight(batch, time.perf_counter())
         for replica in np.unique(homes).tolist():
             places = np.flatnonzero(homes == replica)
             request = TargetRequest(
@@ -127,12 +137,14 @@ class TeacherClient:
 
     def _send(self, replica: int, request: TargetRequest) -> Any:
         self.stats.requests += 1
-        return self._replicas[replica].targets.remote(request)
+        return self._ports[replica].send(request)
 
     def _collect(self, asked: _InFlight) -> SoftTargets:
         started = time.perf_counter()
         answers = [self._answer(part, asked.batch) for part in asked.parts]
-        self.stats.wait_targets_s += time.perf_counter() - started
+        ended = time.perf_counter()
+        self.stats.wait_targets_s += ended - started
+        self._window.learn(asked.sent_at, started, ended)
         if len(answers) == 1:
             return answers[0]
         places = [part.places for part in asked.parts]
@@ -151,7 +163,7 @@ class TeacherClient:
         deadline = time.monotonic() + self._timeout_s
         for attempt in range(MAX_RETRIES):
             try:
-                answer = ray.get(reference, timeout=max(deadline - time.monotonic(), 0.0))
+                answer = self._ports[part.replica].receive(reference, max(deadline - time.monotonic(), 0.0))
                 return self._checked(answer, part)
             except (RayActorError, ObjectLostError, RayTaskError) as error:
                 if not _worth_repeating(error):

@@ -75,6 +75,7 @@ class TargetEngine:
         queue_rows: rows that may wait for a forward; further requests are held back.
         on_forward: called with the stats after each forward, outside the lock and before its answers are given out.
         cpu_clock: seconds of CPU that a forward takes, read in the forward thread before and after it.
+        counts_process: whether the process's CPU time is the teacher's own, and counted from the first request on.
     """
 
     def __init__(
@@ -87,10 +88,11 @@ class TargetEngine:
         queue_rows: int,
         on_forward: Callable[[EngineStats], None] = lambda _: None,
         cpu_clock: Callable[[], float] = time.process_time,
+        counts_process: bool = True,
     ) -> None:
         self._forward, self._store, self._width = forward, store, width
         self._micro_batch, self._queue_rows, self._on_forward = micro_batch, queue_rows, on_forward
-        self._cpu_clock = cpu_clock
+        self._cpu_clock, self._counts_process = cpu_clock, counts_process
         self._changed = threading.Condition()
         self._pending: dict[int, npt.NDArray[np.bool_]] = {}
         self._queue: deque[_Work] = deque()
@@ -148,6 +150,11 @@ class TargetEngine:
         with self._changed:
             return self._snapshot()
 
+    def rows_held(self, view: int) -> int:
+        """Returns how many samples of a view the store holds now."""
+        with self._changed:
+            return int((self._store.rows(view, np.arange(self._store.num_samples)) >= 0).sum())
+
     def add_bytes(self, *, received: int = 0, sent: int = 0) -> None:
         """Counts payload bytes that the owner of this engine moved."""
         with self._changed:
@@ -163,7 +170,8 @@ class TargetEngine:
 
     def _snapshot(self) -> EngineStats:
         stats = EngineStats(**asdict(self._stats))
-        stats.process_cpu_s = time.process_time() - self._cpu_before
+        if self._counts_process and stats.requests:
+            stats.process_cpu_s = time.process_time() - self._cpu_before
         stats.store_memory_bytes = self._store.memory_bytes
         stats.store_disk_bytes = self._store.disk_bytes
         return stats

@@ -19,7 +19,8 @@ from krd_ray.config import Resources
 from krd_ray.data.remote_errors import unwrapped
 from krd_ray.data.stream import ShardSet
 from krd_ray.errors import TeacherError
-from krd_ray.teacher.actor import TeacherActor, TeacherInfo, TeacherSpec
+from krd_ray.teacher.replica import Replica, TeacherInfo
+from krd_ray.teacher.spec import TeacherSpec
 
 log = logging.getLogger(__name__)
 NAMESPACE = "krd_ray"
@@ -71,6 +72,14 @@ class TeacherGroup:
         first: TeacherInfo = infos[0]
         return first
 
+    def fill(self, shards: ShardSet, views: Sequence[int]) -> int:
+        """Computes some views of all samples into the stores, all replicas at work; returns the rows held."""
+        return sum(_get_all([replica.fill.remote(shards, views) for replica in self.replicas]))
+
+    def rows_held(self, views: Sequence[int]) -> int:
+        """Returns how many rows of some views all stores together hold now."""
+        return sum(_get_all([replica.rows_held.remote(views) for replica in self.replicas]))
+
     def stats(self) -> list[dict[str, Any]]:
         """Returns the counters of each replica's present process."""
         return _get_all([replica.stats.remote() for replica in self.replicas])
@@ -119,7 +128,7 @@ def _actor_class(resources: Resources, num_callers: int) -> Any:
         "max_task_retries": -1,
         "max_concurrency": num_callers + 2,
     }
-    return ray.remote(**options)(TeacherActor)
+    return ray.remote(**options)(Replica)
 
 
 def _get_all(references: Sequence[Any]) -> list[Any]:
@@ -147,7 +156,15 @@ def _check(infos: Sequence[TeacherInfo], agreement: float, min_accuracy: float) 
             f"replicas differ by {agreement:.2e} of the largest logit on the same images (at most "
             f"{AGREEMENT_RTOL:.2e} allowed); give all replicas the same hardware and precision"
         )
-    accuracy = infos[0].accuracy
+    check_accuracy(infos[0].accuracy, min_accuracy)
+
+
+def check_accuracy(accuracy: float | None, min_accuracy: float) -> None:
+    """Refuses a teacher that does not know its own training images.
+
+    Raises:
+        TeacherError: the macro accuracy on them is below the bound.
+    """
     if accuracy is None or accuracy < min_accuracy:
         raise TeacherError(
             f"self-test: the teacher is right on {accuracy:.1%} of its own training images (mean over classes), "

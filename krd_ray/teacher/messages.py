@@ -1,7 +1,7 @@
 """Answers what a student asks the teacher and what comes back, and counts the bytes each process receives.
 
-Does not compute anything. Pixels travel as an object reference inside the request: the teacher fetches them
-only for samples it has no answer for.
+Does not compute anything. A teacher that reads the cached shards is sent ids alone; else pixels travel as an object
+reference inside the request, and it fetches them only for samples it has no answer for.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class TargetRequest:
         sample_ids: int64 [B].
         labels: int64 [B].
         view_index: int64 [B], which view of each sample; (view, sample) names an answer and may come twice.
-        pixels: reference to `Pixels`; its rows `rows` belong to `sample_ids`.
+        pixels: `Pixels` or a reference to them, whose rows `rows` belong to `sample_ids`; None: the teacher has them.
         rows: int64 [B].
         rectifier: what to do to the raw outputs before they are sent.
     """

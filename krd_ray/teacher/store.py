@@ -62,8 +62,7 @@ class TargetStore:
         self._ids = np.unique(sample_ids)
         if len(self._ids) != len(sample_ids):
             raise DataError(f"{len(sample_ids) - len(self._ids)} sample ids stand twice in the shards")
-        budget = disk_bytes if persist else memory_bytes
-        self._page_rows = max(1, min(PAGE_BYTES, budget // 4) // (2 * width))
+        self._page_rows = page_rows_of(disk_bytes if persist else memory_bytes, width)
         self._tables: dict[int, IntArray] = {}
         self._memory: dict[int, RowArray] = {}
         self._disk: set[int] = set()
@@ -100,14 +99,7 @@ class TargetStore:
         Raises:
             DataError: an id that is not one of this store's samples.
         """
-        position = np.minimum(np.searchsorted(self._ids, sample_ids), len(self._ids) - 1)
-        unknown = self._ids[position] != sample_ids
-        if unknown.any():
-            raise DataError(
-                f"sample {int(sample_ids[unknown][0])} is not in the shards the teacher was started with; "
-                "student and teacher must read the same dataset"
-            )
-        return position
+        return positions_of(self._ids, sample_ids)
 
     def rows(self, view: int, position: IntArray) -> IntArray:
         """Returns the row of each sample in a view, int64 [B]; below 0 where there is none.
@@ -263,6 +255,41 @@ class TargetStore:
             self._writable = {
                 last: np.memmap(path, dtype=np.float16, mode="r+", shape=(self._page_rows, self._width))
             }
+
+
+def page_rows_of(budget_bytes: int, width: int) -> int:
+    """Returns the rows of a page: 4 MiB, less where the budget would hold fewer than four such pages."""
+    return max(1, min(PAGE_BYTES, budget_bytes // 4) // (2 * width))
+
+
+def fits_store(rows: int, width: int, budget_bytes: int) -> bool:
+    """Returns whether a store of that budget holds so many rows at once, in whole pages.
+
+    Example:
+        >>> fits_store(100, 8, 1600), fits_store(101, 8, 1600)
+        (True, False)
+    """
+    page_rows = page_rows_of(budget_bytes, width)
+    return -(-rows // page_rows) * page_rows * width * 2 <= budget_bytes
+
+
+def positions_of(ids: IntArray, sample_ids: IntArray) -> IntArray:
+    """Returns the place of each sample in a store's sorted ids, int64 [B].
+
+    Raises:
+        DataError: an id that is not among them.
+    Example:
+        >>> positions_of(np.array([2, 5, 9]), np.array([9, 2])).tolist()
+        [2, 0]
+    """
+    position = np.minimum(np.searchsorted(ids, sample_ids), len(ids) - 1)
+    unknown = ids[position] != sample_ids
+    if unknown.any():
+        raise DataError(
+            f"sample {int(sample_ids[unknown][0])} is not in the shards the teacher was started with; "
+            "student and teacher must read the same dataset"
+        )
+    return position
 
 
 def copy_rows(parts: list[tuple[RowArray, IntArray, IntArray]], num_rows: int, width: int) -> RowArray:

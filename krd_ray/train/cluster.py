@@ -19,7 +19,7 @@ from typing import Any
 
 import ray
 
-from krd_ray.config import RayConfig, RunConfig, StudentConfig
+from krd_ray.config import DataConfig, RayConfig, RunConfig, StudentConfig
 from krd_ray.data.stream import READ_CPUS
 from krd_ray.errors import Interrupted, ResourceError
 from krd_ray.teacher.group import NAMESPACE
@@ -109,6 +109,13 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def fits_cache(settings: DataConfig, decoded_bytes: int) -> bool:
+    """Returns whether decoded shards are to be kept in the object store of the connected cluster."""
+    capacity = ray.cluster_resources().get("object_store_memory", 0.0)
+    fits = decoded_bytes <= settings.cache_limit_frac * capacity
+    return settings.cache == "memory" or (settings.cache == "auto" and fits)
+
+
 def check_run(
     config: RunConfig, students: Sequence[StudentConfig], nodes: Sequence[dict[str, float]], *, streams: bool
 ) -> None:
@@ -120,6 +127,12 @@ def check_run(
         ResourceError: as `check_resources`.
     """
     taught = any(config.loss_of(student).needs_teacher for student in students)
+    if taught and config.teacher is not None and config.teacher.placement != "actors":
+        if (
+            config.teacher.placement == "in_process"
+        ):  # actors calibrate and test it, and are gone when students start
+            check_resources(demands_of(config, [], taught=True, streams=streams), nodes)
+        taught = False
     groups = [heaviest(students, config.students_at_once)]
     if config.students_at_once is not None:
         groups += [[student] for student in students]

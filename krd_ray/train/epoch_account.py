@@ -1,4 +1,4 @@
-"""Answers what an epoch has come to: means of the loss's terms, samples, seconds by kind.
+"""Answers what an epoch has come to: means of the loss's terms, samples, seconds by kind, memory at its end.
 
 Does not write them down (`loop` does, with `rundir.MetricsLog`).
 """
@@ -9,10 +9,12 @@ import time
 from dataclasses import asdict
 
 import torch
+import torch.distributed as dist
 
 from krd_ray.data.plan import IntArray
 from krd_ray.data.stream import Batch
 from krd_ray.teacher.client import ClientStats
+from krd_ray.teacher.stats import process_memory
 from krd_ray.train.reduce import sum_over_ranks
 
 
@@ -52,8 +54,11 @@ class EpochAccount:
         return self._values(None)
 
     def total(self, device: torch.device) -> dict[str, float]:
-        """Returns sums over ranks, means over all their samples, images per second of all of them together."""
-        return self._values(device)
+        """Returns sums over ranks, means over all their samples, images per second of all of them together.
+
+        Memory (`rss_bytes`, `private_bytes`) is that of the largest rank.
+        """
+        return self._values(device) | self._memory(device)
 
     def _values(self, device: torch.device | None) -> dict[str, float]:
         wall_s = time.perf_counter() - self._started
@@ -68,3 +73,12 @@ class EpochAccount:
         values["compute_s"] = values.pop("wall_s") - values["wait_targets_s"] - values["wait_data_s"]
         values["images_per_s"] = values["num_samples"] / wall_s
         return means | values
+
+    def _memory(self, device: torch.device) -> dict[str, int]:
+        """What this process holds now, or the largest of all ranks."""
+        memory = process_memory()
+        if self._world == 1:
+            return memory
+        vector = torch.tensor(list(memory.values()), dtype=torch.int64, device=device)
+        dist.all_reduce(vector, op=dist.ReduceOp.MAX)
+        return dict(zip(memory, vector.tolist(), strict=True))

@@ -6,11 +6,14 @@ Does not estimate: costs per sample come from the CPU clocks of the teacher and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from statistics import linear_regression
 from typing import Any
 
-from krd_ray.teacher.actor import read_stats
+from krd_ray.teacher.stats import read_stats
+from krd_ray.train.bound import NOT_KNOWN, bound_of
 from krd_ray.train.rundir import RunDir, num_restarts, num_sessions
+
+Row = dict[str, Any]
 
 SUMMED = [
     "requests",
@@ -25,7 +28,6 @@ SUMMED = [
     "bytes_out",
     "busy_s",
     "cpu_s",
-    "process_cpu_s",
     "idle_s",
 ]
 STUDENT_SUMS = [
@@ -38,6 +40,7 @@ STUDENT_SUMS = [
     "retries",
     "bytes_received",
 ]
+MIN_EPOCHS_OF_SLOPE = 4
 
 
 def build_ledger(
@@ -50,14 +53,16 @@ def build_ledger(
 ) -> dict[str, Any]:
     """Adds up the run's metric rows and the teacher's statistics.
 
-        alone = sum_i samples_i * (C_T + C_i)      N runs with the teacher inside each
-        A  = alone / (teacher CPU seconds + sum_i student CPU seconds)
-        A* = alone / (unique views * C_T + sum_i samples_i * C_i),   eta = A / A*
+        forwards_per_unique_view = forwards / unique views, ideal 1
+        marginal_cost_i = S_i / step_i, ideal 1       all CPU seconds of student i's processes over those of its steps
 
-    C_T is the teacher's CPU time of a forward, C_i the CPU time of student i's training step, per sample; the
-    denominator of A holds all CPU time of those processes while training, protocol and waiting loops included.
-    With N students of as many samples and fresh views, A* = (N * C_T + sum C_i) / (C_T + sum C_i). CPU clocks say
-    nothing about work on GPUs: A, A* and eta are null there.
+    `bound.bound_of` gives A, A*, eta and where eta was lost. CPU clocks say nothing about work on GPUs: all these
+    ratios of CPU seconds are null there, and without a single forward (a store that was full before), A, A* and eta.
+
+    Memory is what the largest process holds for itself, without pages that it shares (`stats.process_memory`).
+    `private_bytes_peak` is taken at the ends of a student's epochs, and after each of the teacher's forwards (null
+    where it works inside the students). `private_bytes_per_epoch` is the least-squares slope over the epochs after
+    the first, within the attempt that has most; null with fewer than 4.
 
     Args:
         run: the run directory.
@@ -68,8 +73,9 @@ def build_ledger(
     Returns:
         The content of ledger.json.
     """
-    entries = {name: _student_entry(run, name) for name in students}
-    teacher = _teacher_entry(run.teacher) if taught else None
+    stats = read_stats(run.teacher) if taught else []
+    entries = {name: _student_entry(run, name, stats, on_cpu=on_cpu) for name in students}
+    teacher = _teacher_entry(stats) if taught else None
     ledger: dict[str, Any] = {
         "students": entries,
         "teacher": teacher,
@@ -80,53 +86,80 @@ def build_ledger(
             name: entry["step_cpu_s"] / entry["samples"] if entry["samples"] else None
             for name, entry in entries.items()
         },
-        "A": None,
-        "A_star": None,
-        "eta": None,
+        **NOT_KNOWN,
         "driver_bytes": dict(driver_bytes),
     }
     if teacher is not None and teacher["unique_views"]:
         ledger["forwards_per_unique_view"] = teacher["forwards"] / teacher["unique_views"]
         if on_cpu and teacher["forwards"] > 0 and all(entries[name]["samples"] for name in taught):
-            ledger |= _gain(teacher, {name: entries[name] for name in taught})
+            ledger |= bound_of(teacher, {name: entries[name] for name in taught})
     return ledger
 
 
-def _gain(teacher: Mapping[str, Any], taught: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    cost_teacher = teacher["cpu_s"] / teacher["forwards"]
-    costs = {name: entry["step_cpu_s"] / entry["samples"] for name, entry in taught.items()}
-    alone = sum(entry["samples"] * (cost_teacher + costs[name]) for name, entry in taught.items())
-    shared = teacher["process_cpu_s"] + sum(entry["cpu_s"] for entry in taught.values())
-    trained = sum(entry["samples"] * costs[name] for name, entry in taught.items())
-    best = alone / (teacher["unique_views"] * cost_teacher + trained)
-    return {
-        "cost_teacher_s_per_sample": cost_teacher,
-        "A": alone / shared,
-        "A_star": best,
-        "eta": alone / shared / best,
-    }
-
-
-def _student_entry(run: RunDir, name: str) -> dict[str, Any]:
+def _student_entry(run: RunDir, name: str, stats: Sequence[Row], *, on_cpu: bool) -> dict[str, Any]:
     """Sums over completed epochs; an epoch that was repeated after a restart counts as often as it was trained."""
     rows = run.student(name).rows()
     trained = [row for row in rows if row["split"] == "train"]
     covered = {row["epoch"]: row for row in rows if row["split"] == "coverage"}
     entry: dict[str, Any] = {"samples": sum(row["num_samples"] for row in trained)}
     entry |= {key: sum(row[key] for row in trained) for key in STUDENT_SUMS}
+    entry["teacher_cpu_s"] = sum(row["cpu_s"] for row in stats if _host_of(row) == name)
+    timed = on_cpu and entry["step_cpu_s"] > 0
+    entry["marginal_cost"] = entry["cpu_s"] / entry["step_cpu_s"] if timed else None
     entry["restarts"] = num_restarts(rows)
     entry["sessions"] = num_sessions(rows)
     entry["epochs"] = len(covered)
     entry |= {key: sum(row[key] for row in covered.values()) for key in ("missed", "doubled", "left_out")}
-    return entry
+    return entry | _memory(trained)
 
 
-def _teacher_entry(folder: Path) -> dict[str, Any]:
-    rows = read_stats(folder)
-    entry: dict[str, Any] = {key: sum(row[key] for row in rows) for key in SUMMED}
-    replicas = {row["replica"] for row in rows}
-    entry["replicas"] = len(replicas)
-    entry["restarts"] = sum(row["restarted"] for row in rows)
+def _memory(trained: Sequence[Row]) -> dict[str, float | None]:
+    """Peak and growth; rows of a version that did not measure are left out."""
+    attempts: dict[int, list[Row]] = {}
+    for row in trained:
+        if "private_bytes" in row:
+            attempts.setdefault(row["attempt"], []).append(row)
+    longest = max(attempts.values(), key=len, default=[])
+    slope = None
+    if len(longest) >= MIN_EPOCHS_OF_SLOPE:
+        epochs, held = zip(*((row["epoch"], row["private_bytes"]) for row in longest[1:]), strict=True)
+        slope = linear_regression(epochs, held).slope
+    peaks = (row["private_bytes"] for rows in attempts.values() for row in rows)
+    return {"private_bytes_peak": max(peaks, default=None), "private_bytes_per_epoch": slope}
+
+
+def _teacher_entry(stats: Sequence[Row]) -> dict[str, Any]:
+    """Sums over incarnations; one that worked inside a student has no process of its own."""
+    entry: dict[str, Any] = {key: sum(row[key] for row in stats) for key in SUMMED}
+    apart = [row for row in stats if _host_of(row) is None]
+    inside = [row for row in stats if _host_of(row) is not None]
+    entry["unique_views"] = sum(row["unique_views"] for row in apart) + _views_inside(inside)
+    entry["process_cpu_s"] = sum(row["process_cpu_s"] for row in apart)
+    entry["protocol_cpu_s"] = entry["process_cpu_s"] - sum(row["cpu_s"] for row in apart)
+    replicas = {row["replica"] for row in stats}
+    serving = inside or apart  # with teachers inside students, the actor that calibrated serves nobody
+    entry["replicas"] = len({row["replica"] for row in serving})
+    entry["restarts"] = sum(row["restarted"] for row in stats)
     for key in ("store_memory_bytes", "store_disk_bytes", "queue_peak_rows", "calibration_forwards"):
-        entry[key] = sum(max((r[key] for r in rows if r["replica"] == k), default=0) for k in replicas)
+        entry[key] = sum(max((r[key] for r in stats if r["replica"] == k), default=0) for k in replicas)
+    peaks = [] if inside else [row["private_bytes_peak"] for row in apart if "private_bytes_peak" in row]
+    entry["private_bytes_peak"] = max(peaks, default=None)
     return entry
+
+
+def _views_inside(inside: Sequence[Row]) -> int:
+    """Views that differ, of teachers inside students: what each student's own has computed, others compute again.
+
+    A view is the same for all students, so the run needed as many as the student with most: exact where no student
+    has seen one that this one has not, else a lower bound. Workers of one student share its samples out between them.
+    """
+    views: dict[str | None, int] = {}
+    for row in inside:
+        views[_host_of(row)] = views.get(_host_of(row), 0) + row["unique_views"]
+    return max(views.values(), default=0)
+
+
+def _host_of(row: Row) -> str | None:
+    """The student inside whose worker a replica lived, called `<student>.<rank>`; None: a process of its own."""
+    name = row["replica"]
+    return name.rpartition(".")[0] if isinstance(name, str) else None

@@ -26,6 +26,7 @@ from krd_ray.errors import KrdError, NonFiniteLossError
 from krd_ray.maths.views import ViewSpec, train_view
 from krd_ray.teacher.client import ClientStats, TeacherClient
 from krd_ray.teacher.messages import SoftTargets
+from krd_ray.teacher.ports import TeacherLink
 from krd_ray.teacher.weights import ModelCard, save_weights
 from krd_ray.train.checkpoint import Position, report_checkpoint, restore_checkpoint
 from krd_ray.train.descent import Descent
@@ -36,16 +37,6 @@ from krd_ray.train.objective import StepTargets, class_weights_at, objective_ter
 from krd_ray.train.reduce import all_finite, share_buffers, sum_over_ranks
 from krd_ray.train.rundir import MetricsLog, StudentDir, write_json
 from krd_ray.train.student import Student, build_student
-
-
-@dataclass(frozen=True)
-class TeacherLink:
-    """How a worker reaches the teacher."""
-
-    replicas: tuple[Any, ...]
-    teacher_hash: str
-    feature_dim: int
-    timeout_s: float
 
 
 @dataclass(frozen=True)
@@ -158,6 +149,8 @@ class _Worker:
                 position = Position(epoch, self.step, self.val_balanced)
                 report_checkpoint(position, self.state, rank=self.rank)
         self._refuse_non_finite_weights()
+        if self.client is not None:
+            self.client.close()
         if self.rank == 0:
             self._export()
 
@@ -178,7 +171,7 @@ class _Worker:
         if spec.teacher is None or rectifier is None:
             return None
         return TeacherClient(
-            spec.teacher.replicas,
+            spec.teacher.open(spec.student, self.rank),
             spec.teacher.teacher_hash,
             spec.student,
             rectifier,

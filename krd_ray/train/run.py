@@ -5,36 +5,29 @@ Does not train (`loop` does) and does not draw (`report` does). The driver that 
 
 from __future__ import annotations
 
-import hashlib
 import time
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import ray
-
-from krd_ray.config import RunConfig, StudentConfig, TeacherConfig
+from krd_ray.config import RunConfig, StudentConfig
 from krd_ray.config_io import dump_config, load_config
 from krd_ray.data.stream import cache_blocks
 from krd_ray.errors import Interrupted, RunError
-from krd_ray.maths.priors import resolve_prior
-from krd_ray.teacher.actor import TeacherSpec, threads_for
-from krd_ray.teacher.group import TeacherGroup
 from krd_ray.teacher.messages import RECEIVED_BYTES
-from krd_ray.train.cluster import check_run, connected, living_nodes
+from krd_ray.teacher.ports import TeacherLink
+from krd_ray.teacher.spec import threads_for
+from krd_ray.train.cluster import check_run, connected, fits_cache, living_nodes
 from krd_ray.train.ledger import build_ledger
 from krd_ray.train.live import Progress
-from krd_ray.train.loop import TeacherLink, WorkerSpec
+from krd_ray.train.loop import WorkerSpec
 from krd_ray.train.prepare import Prepared, prepare
 from krd_ray.train.rundir import RunDir, environment, num_sessions, read_json, write_json, write_text
 from krd_ray.train.students import StudentRun, run_together
+from krd_ray.train.teaching import teaching
 
 TICK_S = 0.5
-PROBE_IMAGES = 16
 FILES_OF_ONES_OWN = ("parquet", "folder", "list")  # such data is known by the folder of its shards
 
 
@@ -105,10 +98,8 @@ def _execute(prepared: Prepared, run: RunDir, students: Sequence[StudentConfig])
 def _check_and_cache(prepared: Prepared, run: RunDir, students: Sequence[StudentConfig]) -> Prepared:
     """Checks resources, makes the run directory and puts decoded shards into the object store if they fit."""
     config = prepared.config
-    capacity = ray.cluster_resources().get("object_store_memory", 0.0)
     wanted = prepared.train.decoded_bytes + (prepared.val.decoded_bytes if prepared.val else 0)
-    fits = wanted <= config.data.cache_limit_frac * capacity
-    cache = config.data.cache == "memory" or (config.data.cache == "auto" and fits)
+    cache = fits_cache(config.data, wanted)
     check_run(config, students, living_nodes(), streams=not cache)
     _write_start(prepared, run)
     if not cache:
@@ -134,7 +125,7 @@ def _train(prepared: Prepared, run: RunDir, students: Sequence[StudentConfig]) -
     config = prepared.config
     taught = [student for student in students if config.loss_of(student).needs_teacher]
     epochs = {student.name: config.train_of(student).epochs for student in students}
-    with Progress(run, epochs) as progress, _teacher(prepared, run, taught, progress) as link:
+    with Progress(run, epochs) as progress, teaching(prepared, run, taught, progress.say) as link:
         if not run.config.exists():
             write_text(run.config, dump_config(config))
         runs = [
@@ -152,90 +143,6 @@ def _train(prepared: Prepared, run: RunDir, students: Sequence[StudentConfig]) -
             result = student_run.finish()
             if result["error"]:
                 progress.say(f"student {student_run.name} failed: {result['error']}")
-
-
-@contextmanager
-def _teacher(
-    prepared: Prepared, run: RunDir, taught: Sequence[StudentConfig], progress: Progress
-) -> Iterator[TeacherLink | None]:
-    """The teacher group for the time of the block, calibrated and tested; None when nobody learns from one."""
-    config = prepared.config.teacher
-    if config is None or not taught:
-        yield None
-        return
-    waiting = (student.workers * prepared.config.train_of(student).in_flight for student in taught)
-    callers = sum(sorted(waiting, reverse=True)[: prepared.config.students_at_once])
-    group = TeacherGroup(
-        [_teacher_spec(prepared, run, replica) for replica in range(config.replicas)],
-        config.resources,
-        num_callers=callers,
-        name=f"teacher-{prepared.config.name}-{uuid.uuid4().hex[:8]}",
-    )
-    try:
-        yield _start_teacher(group, prepared, progress)
-    except BaseException:
-        group.kill()
-        raise
-    group.close()
-
-
-def _start_teacher(group: TeacherGroup, prepared: Prepared, progress: Progress) -> TeacherLink:
-    """Calibrates and tests the teacher, and says how it did."""
-    config = prepared.config.teacher
-    assert config is not None
-    guess = 1 / prepared.manifest.num_classes
-    side = prepared.train.side
-    probe = np.random.default_rng(0).integers(0, 256, (PROBE_IMAGES, side, side, 3), np.uint8)
-    info = group.start(
-        prepared.train,
-        probe,
-        min_accuracy=2 * guess if config.min_accuracy is None else config.min_accuracy,
-    )
-    progress.say(
-        f"teacher {info.model}: {info.accuracy:.1%} of its training images right (mean over classes), "
-        f"{config.replicas} replica(s) on {info.device}"
-    )
-    for student in prepared.config.students:
-        rrd = prepared.config.loss_of(student).rrd
-        if rrd.weight > 0:
-            resolve_prior(
-                rrd.prior, prepared.manifest.num_classes, info.feature_dim
-            )  # raises before training
-    return TeacherLink(tuple(group.replicas), info.teacher_hash, info.feature_dim, config.timeout_s)
-
-
-def _teacher_spec(prepared: Prepared, run: RunDir, replica: int) -> TeacherSpec:
-    config = prepared.config.teacher
-    assert config is not None
-    return TeacherSpec(
-        weights=config.weights,
-        model=config.model,
-        view=prepared.view,
-        shards=replace(prepared.train, blocks=None),
-        dataset_hash=prepared.manifest.content_hash,
-        class_counts=prepared.class_counts,
-        replica=replica,
-        num_replicas=config.replicas,
-        micro_batch=config.micro_batch,
-        queue_rows=config.queue_rows,
-        memory_bytes=config.memory_bytes,
-        disk_bytes=config.disk_bytes,
-        persist=config.persist,
-        precision=config.precision,
-        num_threads=threads_for(config.resources.num_cpus, config.num_threads),
-        device="cuda" if config.resources.num_gpus > 0 else "cpu",
-        store_dir=_store_dir(config, run),
-        run_dir=str(run.teacher),
-    )
-
-
-def _store_dir(config: TeacherConfig, run: RunDir) -> str:
-    """A folder that runs share only if the store is to outlive them."""
-    if config.spill_dir is None:
-        return str(run.teacher / "store")
-    folder = Path(config.spill_dir).expanduser().resolve()
-    own = f"{run.root.name}-{hashlib.sha256(str(run.root).encode()).hexdigest()[:8]}"
-    return str(folder if config.persist else folder / own)
 
 
 def _worker_spec(

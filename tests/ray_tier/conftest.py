@@ -35,10 +35,11 @@ from krd_ray.data.stream import Batch, ShardSet, cache_blocks, eval_batches
 from krd_ray.maths.rectify import Rectifier
 from krd_ray.maths.views import ViewSpec, train_view
 from krd_ray.models.registry import build_model
-from krd_ray.teacher.actor import TeacherSpec
 from krd_ray.teacher.client import TeacherClient
 from krd_ray.teacher.forward import TeacherForward
 from krd_ray.teacher.group import TeacherGroup
+from krd_ray.teacher.ports import ActorPort
+from krd_ray.teacher.spec import TeacherSpec
 from krd_ray.teacher.weights import ModelCard, load_model, save_weights
 from krd_ray.train.cluster import connected
 
@@ -176,12 +177,13 @@ class Teachers:
     shards: ShardSet
 
     def specs(self, folder: Path, num_replicas: int = 1, **changes: Any) -> list[TeacherSpec]:
+        """One spec per replica; with the shards' cached blocks, so that requests travel without pixels."""
         (folder / "teacher").mkdir(parents=True, exist_ok=True)
         spec = TeacherSpec(
             weights=str(self.weights),
             model=None,
             view=self.digits.view,
-            shards=self.digits.raw,
+            shards=self.shards,
             dataset_hash=self.digits.manifest.content_hash,
             class_counts=self.digits.class_counts,
             replica=0,
@@ -196,6 +198,7 @@ class Teachers:
             device="cpu",
             store_dir=str(folder / "store"),
             run_dir=str(folder / "teacher"),
+            calibration=str(folder / "teacher" / "calibration.safetensors"),
         )
         return [replace(spec, replica=k, **changes) for k in range(num_replicas)]
 
@@ -210,9 +213,12 @@ class Teachers:
         return group, group.start(self.shards, probe, min_accuracy=min_accuracy).teacher_hash
 
     def client(self, served: tuple[TeacherGroup, str], rectifier: Rectifier, **changes: Any) -> TeacherClient:
+        """A student's side; it sends pixels only to replicas that have none."""
         group, teacher_hash = served
+        has_pixels = group._specs[0].shards.blocks is not None
+        ports = [ActorPort(replica, has_pixels=has_pixels) for replica in group.replicas]
         settings = {"in_flight": 3, "timeout_s": 60.0} | changes
-        return TeacherClient(group.replicas, teacher_hash, "tester", rectifier, **settings)
+        return TeacherClient(ports, teacher_hash, "tester", rectifier, **settings)
 
 
 @pytest.fixture(scope="session")
@@ -228,6 +234,24 @@ def served(
     group, teacher_hash = teachers.start(teachers.specs(tmp_path_factory.mktemp("served")))
     yield group, teacher_hash
     group.close()
+
+
+@pytest.fixture(scope="session")
+def served_without_blocks(
+    teachers: Teachers, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[TeacherGroup, str]]:
+    """The same teacher for a split that is not cached: requests carry references to pixels."""
+    specs = teachers.specs(tmp_path_factory.mktemp("served"), shards=teachers.digits.raw)
+    group, teacher_hash = teachers.start(specs)
+    yield group, teacher_hash
+    group.close()
+
+
+@pytest.fixture(params=["served", "served_without_blocks"])
+def either(request: pytest.FixtureRequest) -> tuple[TeacherGroup, str]:
+    """The teacher in both ways in which pixels reach it."""
+    served: tuple[TeacherGroup, str] = request.getfixturevalue(request.param)
+    return served
 
 
 @pytest.fixture(scope="session")

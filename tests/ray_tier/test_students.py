@@ -17,7 +17,8 @@ from krd_ray.config import Resources, SamplerConfig, TrainConfig
 from krd_ray.config_loss import LossConfig
 from krd_ray.data.stream import ShardSet
 from krd_ray.teacher.messages import RECEIVED_BYTES
-from krd_ray.train.loop import TeacherLink, WorkerSpec
+from krd_ray.teacher.ports import TeacherLink
+from krd_ray.train.loop import WorkerSpec
 from krd_ray.train.rundir import StudentDir
 from krd_ray.train.students import StudentRun, run_together
 
@@ -46,7 +47,9 @@ def spec(digits: Any, cached: ShardSet, served: Any, tmp_path: Path) -> WorkerSp
         session=0,
         dataset_hash="0",
         num_threads=1,
-        teacher=TeacherLink(tuple(group.replicas), teacher_hash, 64, 60.0),
+        teacher=TeacherLink(
+            "actors", teacher_hash, 64, 60.0, replicas=tuple(group.replicas), has_pixels=True
+        ),
     )
 
 

@@ -19,6 +19,7 @@ from krd_ray.maths.rectify import Rectifier
 from krd_ray.teacher import messages
 from krd_ray.teacher.client import TeacherClient
 from krd_ray.teacher.messages import Pixels, SoftTargets, TargetRequest
+from krd_ray.teacher.ports import ActorPort
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -66,8 +67,11 @@ def echo(request: TargetRequest, **changes: Any) -> Any:
     return ray.put(SoftTargets(**(answer | changes)))
 
 
-def client_of(*replicas: Any, in_flight: int = 3, timeout_s: float = 10.0) -> TeacherClient:
-    return TeacherClient(replicas, "h", "small", PLAIN, in_flight=in_flight, timeout_s=timeout_s)
+def client_of(
+    *replicas: Any, teacher_hash: str = "h", in_flight: int = 3, timeout_s: float = 10.0
+) -> TeacherClient:
+    ports = [ActorPort(replica) for replica in replicas]
+    return TeacherClient(ports, teacher_hash, "small", PLAIN, in_flight=in_flight, timeout_s=timeout_s)
 
 
 @pytest.mark.parametrize("in_flight", [1, 4])
@@ -147,9 +151,9 @@ def dead_owners_pixels(batch: Batch) -> Any:
 
 
 def test_a_request_whose_pixels_are_lost_is_sent_again_with_new_ones(
-    served: Any, rows: Batch, new_view: Callable[[], int]
+    served_without_blocks: Any, rows: Batch, new_view: Callable[[], int]
 ) -> None:
-    (group, teacher_hash), batch = served, next(cut(rows, 32, new_view()))
+    (group, teacher_hash), batch = served_without_blocks, next(cut(rows, 32, new_view()))
     lost = dead_owners_pixels(batch)
 
     def lose_first(request: TargetRequest) -> Any:
@@ -158,16 +162,16 @@ def test_a_request_whose_pixels_are_lost_is_sent_again_with_new_ones(
         return group.replicas[0].targets.remote(request)
 
     replica = Replica(lose_first)
-    client = TeacherClient([replica], teacher_hash, "small", PLAIN, in_flight=1, timeout_s=30.0)
+    client = client_of(replica, teacher_hash=teacher_hash, in_flight=1, timeout_s=30.0)
     ((_, targets),) = client.stream(iter([batch]))
     assert np.array_equal(targets.sample_ids, batch.sample_ids)
     assert (client.stats.requests, client.stats.retries) == (2, 1)
 
 
 def test_a_teacher_that_fails_every_time_is_given_up_with_the_last_reason(
-    served: Any, rows: Batch, new_view: Callable[[], int]
+    served_without_blocks: Any, rows: Batch, new_view: Callable[[], int]
 ) -> None:
-    group, teacher_hash = served
+    group, teacher_hash = served_without_blocks
     batch = next(cut(rows, 8, new_view()))
     lost = dead_owners_pixels(batch)
     replica = Replica(
@@ -175,15 +179,15 @@ def test_a_teacher_that_fails_every_time_is_given_up_with_the_last_reason(
             TargetRequest(**{**request.__dict__, "pixels": lost})
         )
     )
-    client = TeacherClient([replica], teacher_hash, "small", PLAIN, in_flight=1, timeout_s=30.0)
+    client = client_of(replica, teacher_hash=teacher_hash, in_flight=1, timeout_s=30.0)
     with pytest.raises(TeacherError, match=r"replica 0 failed 5 times on one request; last: .*OwnerDied"):
         list(client.stream(iter([batch])))
 
 
 def test_a_student_killed_while_its_request_waits_does_not_hurt_another_one(
-    teachers: Any, served: Any, rows: Batch, new_view: Callable[[], int]
+    teachers: Any, served_without_blocks: Any, rows: Batch, new_view: Callable[[], int]
 ) -> None:
-    (group, teacher_hash), view = served, new_view()
+    (group, teacher_hash), view = served_without_blocks, new_view()
     batch, other = (next(cut(rows, 64, number)) for number in (view, view + 50_000))
     pid = ray.get(group.replicas[0].info.remote()).pid
 
@@ -204,7 +208,7 @@ def test_a_student_killed_while_its_request_waits_does_not_hurt_another_one(
             self.answer = teacher.targets.remote(request)
             return os.getpid()
 
-    expected = next(teachers.client(served, PLAIN).stream(iter([other])))[1]
+    expected = next(teachers.client(served_without_blocks, PLAIN).stream(iter([other])))[1]
     doomed = Student.remote()
     os.kill(pid, signal.SIGSTOP)  # the teacher is busy for as long as the test wants
     try:
@@ -212,7 +216,7 @@ def test_a_student_killed_while_its_request_waits_does_not_hurt_another_one(
         time.sleep(0.3)
         os.kill(student_pid, signal.SIGKILL)
         time.sleep(0.3)
-        survivor = teachers.client(served, PLAIN).stream(iter([batch]))
+        survivor = teachers.client(served_without_blocks, PLAIN).stream(iter([batch]))
         started = time.perf_counter()
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -220,7 +224,7 @@ def test_a_student_killed_while_its_request_waits_does_not_hurt_another_one(
     assert time.perf_counter() - started < 20
     assert targets.logits.shape == expected.logits.shape
     before = messages.RECEIVED_BYTES["targets"]
-    ((_, again),) = teachers.client(served, PLAIN).stream(iter([batch]))
+    ((_, again),) = teachers.client(served_without_blocks, PLAIN).stream(iter([batch]))
     assert again.logits.tobytes() == targets.logits.tobytes()
     assert messages.RECEIVED_BYTES["targets"] - before == targets.num_bytes
     assert ray.get(group.replicas[0].info.remote()).pid == pid, "the teacher itself lived on"

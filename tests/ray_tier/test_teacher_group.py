@@ -73,10 +73,10 @@ def total(group: TeacherGroup, name: str) -> int:
 
 
 def test_answers_are_the_model_in_one_process_within_one_unit_of_float16(
-    teachers: Any, served: Any, rows: Batch, forward_here: TeacherForward, new_view: Callable[[], int]
+    teachers: Any, either: Any, rows: Batch, forward_here: TeacherForward, new_view: Callable[[], int]
 ) -> None:
     view = new_view()
-    answers = as_rows(ask(teachers.client(served, PLAIN), cut(rows, 40), view), rows)
+    answers = as_rows(ask(teachers.client(either, PLAIN), cut(rows, 40), view), rows)
     here = forward_here(rows.images_BHWC, rows.sample_ids, np.full(len(rows), view))[:, :10]
     np.testing.assert_array_max_ulp(answers, here, maxulp=1)
     assert np.ptp(here.astype(np.float32), axis=0).min() > 1, "the logits differ between images"
@@ -91,14 +91,14 @@ def test_another_view_of_a_sample_gets_another_answer(
 
 
 def test_three_clients_at_once_cost_one_forward_per_sample_and_get_the_same_bytes(
-    teachers: Any, served: Any, rows: Batch, new_view: Callable[[], int]
+    teachers: Any, either: Any, rows: Batch, new_view: Callable[[], int]
 ) -> None:
-    group, view, draws = served[0], new_view(), np.random.default_rng(5)
+    group, view, draws = either[0], new_view(), np.random.default_rng(5)
     before = {name: total(group, name) for name in ("forwards", "unique_views", "hits", "joined", "rows")}
     plans = [(13, None), (32, draws.permutation(len(rows))), (50, np.arange(len(rows))[::-1])]
     with ThreadPoolExecutor(3) as threads:
         jobs = [
-            threads.submit(ask, teachers.client(served, PLAIN), cut(rows, size, order), view)
+            threads.submit(ask, teachers.client(either, PLAIN), cut(rows, size, order), view)
             for size, order in plans
         ]
         answers = [job.result(timeout=60) for job in jobs]
@@ -110,17 +110,17 @@ def test_three_clients_at_once_cost_one_forward_per_sample_and_get_the_same_byte
 
 
 def test_batches_that_mix_views_and_repeat_samples_cost_one_forward_per_pair(
-    teachers: Any, served: Any, rows: Batch, forward_here: TeacherForward, new_view: Callable[[], int]
+    teachers: Any, either: Any, rows: Batch, forward_here: TeacherForward, new_view: Callable[[], int]
 ) -> None:
     views, draws = np.array([new_view() for _ in range(4)]), np.random.default_rng(1)
     chosen, in_view = draws.integers(0, 50, 300), views[draws.integers(0, 4, 300)]
     sampled = Batch(rows.sample_ids[chosen], rows.labels[chosen], rows.images_BHWC[chosen], in_view)
-    before = {name: total(served[0], name) for name in ("forwards", "rows", "hits", "joined")}
-    client = teachers.client(served, PLAIN)
+    before = {name: total(either[0], name) for name in ("forwards", "rows", "hits", "joined")}
+    client = teachers.client(either, PLAIN)
     answers = [targets.logits for _ in range(2) for _, targets in client.stream(cut(sampled, 60))]
     here = forward_here(sampled.images_BHWC, sampled.sample_ids, in_view)[:, :10]
     np.testing.assert_array_max_ulp(np.concatenate(answers), np.tile(here, (2, 1)), maxulp=1)
-    done = {name: total(served[0], name) - value for name, value in before.items()}
+    done = {name: total(either[0], name) - value for name, value in before.items()}
     assert done["forwards"] == len(set(zip(chosen, in_view, strict=True))) < 200
     assert done["rows"] == done["forwards"] + done["hits"] + done["joined"] == 600
 
@@ -285,7 +285,7 @@ def test_a_store_that_spills_answers_the_same_within_its_budget(
 
 
 def test_only_processes_that_ask_receive_targets_and_only_a_driver_that_asks_counts_them(
-    teachers: Any, served: Any, rows: Batch, new_view: Callable[[], int]
+    teachers: Any, either: Any, rows: Batch, new_view: Callable[[], int]
 ) -> None:
     view, before = new_view(), dict(messages.RECEIVED_BYTES)
 
@@ -295,8 +295,8 @@ def test_only_processes_that_ask_receive_targets_and_only_a_driver_that_asks_cou
         ask(client, cut(rows, size), view)
         return messages.RECEIVED_BYTES["targets"] - before
 
-    got = ray.get([student.remote(teachers.client(served, PLAIN), size) for size in (16, 40)])
+    got = ray.get([student.remote(teachers.client(either, PLAIN), size) for size in (16, 40)])
     assert got == [len(rows) * 20] * 2, "ten float16 logits per sample"
     assert before == messages.RECEIVED_BYTES
-    ask(teachers.client(served, PLAIN), cut(rows, 32), view)
+    ask(teachers.client(either, PLAIN), cut(rows, 32), view)
     assert messages.RECEIVED_BYTES["targets"] - before["targets"] == len(rows) * 20

@@ -19,8 +19,8 @@ from krd_ray.data.stream import Batch
 from krd_ray.errors import TeacherError
 from krd_ray.maths.rectify import Rectifier
 from krd_ray.teacher import store
-from krd_ray.teacher.actor import read_stats
 from krd_ray.teacher.client import TeacherClient
+from krd_ray.teacher.stats import read_stats
 
 BOTH = Rectifier(tau_prior=1.0, exchange=True, features="balanced")
 NUM_VIEWS = 3
@@ -58,11 +58,12 @@ def stream_views(
     return found
 
 
-@pytest.mark.parametrize("persist", [False, True], ids=["memory", "persist"])
+@pytest.mark.parametrize("persist", [False, True], ids=["memory, pixels sent", "persist, cached blocks"])
 def test_kill_9_while_two_students_stream_costs_no_answer(
     teachers: Any, served: Any, rows: Batch, tmp_path: Path, persist: bool
 ) -> None:
-    group, teacher_hash = teachers.start(teachers.specs(tmp_path, persist=persist))
+    shards = teachers.shards if persist else teachers.digits.raw
+    group, teacher_hash = teachers.start(teachers.specs(tmp_path, persist=persist, shards=shards))
     clients = [teachers.client((group, teacher_hash), BOTH) for _ in range(2)]
     before = stream_views(clients[0], rows, 32, range(1), threading.Event(), threading.Barrier(1))
     killed, ready = threading.Event(), threading.Barrier(3)

@@ -193,32 +193,42 @@ def write_student(
 
 
 def ledger_entry(names: list[str], num_samples: int, teacher: bool) -> dict[str, Any]:
+    """A ledger whose figures agree with each other; each student's steps cost more than those of the one before."""
+    cost, steps = 0.0021, {name: (0.003 + 0.0015 * index) * num_samples for index, name in enumerate(names)}
+    protocol = {name: 0.04 * value + 0.1 for name, value in steps.items()}
     students = {
         name: {
             "samples": num_samples, "compute_s": 300.0 + 40 * index, "wait_targets_s": 25.0 - 2 * index % 20,
-            "wait_data_s": 4.0 + index, "cpu_s": 500.0, "requests": 120, "retries": index % 2, "restarts": 0,
+            "wait_data_s": 4.0 + index, "cpu_s": steps[name] + protocol[name], "step_cpu_s": steps[name],
+            "teacher_cpu_s": 0.0, "marginal_cost": 1 + protocol[name] / steps[name], "requests": 120,
+            "retries": index % 2, "restarts": 0, "private_bytes_peak": (300 + 50 * index) << 20,
+            "private_bytes_per_epoch": 1536.0,
         }
         for index, name in enumerate(names)
     }  # fmt: skip
+    cpu_s = cost * num_samples
     served = {
         "forwards": num_samples, "unique_views": num_samples, "hits": num_samples * (len(names) - 2),
         "joined": num_samples, "busy_s": 210.0, "idle_s": 190.0, "bytes_in": 3 << 26, "bytes_out": 5 << 24,
         "restarts": 1, "padded_rows": 96, "calibration_forwards": 2000, "store_memory_bytes": 7 << 20,
-        "store_disk_bytes": 0, "replicas": 2, "rows": num_samples * len(names),
+        "store_disk_bytes": 0, "replicas": 2, "rows": num_samples * len(names), "cpu_s": cpu_s,
+        "process_cpu_s": 1.1 * cpu_s, "protocol_cpu_s": 0.1 * cpu_s, "private_bytes_peak": 900 << 20,
     }  # fmt: skip
-    measured = {
-        "forwards_per_unique_view": 1.0,
-        "cost_teacher_s_per_sample": 0.0021,
-        "A": 2.31,
-        "A_star": 2.55,
-    }
-    nothing = dict.fromkeys(measured)
+    alone, ideal = len(names) * cpu_s + sum(steps.values()), cpu_s + sum(steps.values())
+    measured = ideal + 0.1 * cpu_s + sum(protocol.values())
+    found = {
+        "forwards_per_unique_view": 1.0, "cost_teacher_s_per_sample": cost, "alone_cpu_s": alone,
+        "measured_cpu_s": measured, "ideal_cpu_s": ideal, "A": alone / measured, "A_star": alone / ideal,
+        "eta": ideal / measured,
+        "eta_loss": {
+            "teacher_protocol_s": 0.1 * cpu_s, "student_protocol_s": protocol, "repeated_forwards_s": 0.0,
+        },
+    }  # fmt: skip
     return {
         "students": students,
         "teacher": served if teacher else None,
-        **(measured if teacher else nothing),
-        "eta": 0.906 if teacher else None,
-        "cost_student_s_per_sample": dict.fromkeys(names, 0.003),
+        **(found if teacher else dict.fromkeys(found)),
+        "cost_student_s_per_sample": {name: value / num_samples for name, value in steps.items()},
         "driver_bytes": {"pixels": 0, "targets": 0},
     }
 

@@ -57,7 +57,7 @@ LAYERS = {
     "maths": layer("errors", f"{NUMERIC} scipy", INPUT_OUTPUT),
     "models": layer("errors", f"{NUMERIC} torchvision"),
     "data": layer("errors maths models", f"{NUMERIC} torchvision pyarrow ray pydantic PIL sklearn"),
-    "teacher": layer(f"{SETTINGS} maths models data", f"{NUMERIC} safetensors ray pyarrow"),
+    "teacher": layer(f"{SETTINGS} maths models data", f"{NUMERIC} safetensors ray pyarrow psutil"),
     "train": layer(f"{SETTINGS} maths models data teacher", f"{NUMERIC} safetensors ray rich"),
     "tune": layer(f"{SETTINGS} maths models data teacher train", f"{NUMERIC} ray optuna rich yaml"),
     "report": layer("errors", "matplotlib jinja2 numpy yaml rich"),

@@ -35,7 +35,7 @@ def page(reported: Path) -> str:
 def test_page_needs_no_network_no_script_and_no_other_file_to_be_seen(page: str) -> None:
     sources = re.findall(r'src="([^"]*)"', page)
     links = re.findall(r'href="([^"]*)"', page)
-    assert len(sources) == len(FIGURES) == 7
+    assert len(sources) == len(FIGURES) == 8
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert not re.search(r"https?://|<script|<link rel=.stylesheet|@import|url\(", page)
     assert all(link.startswith(("#", "data:,")) or link.endswith((".csv", ".png")) for link in links)
@@ -165,7 +165,7 @@ def test_missing_pieces_are_named_and_their_old_pictures_go(tmp_path: Path) -> N
     (run_dir / "environment.json").unlink()
     text = build_report(run_dir).read_text(encoding="utf-8")
     assert text.count("No evaluation yet") == 4
-    assert text.count("No ledger yet") == 2
+    assert text.count("No ledger yet") == 3
     assert "No environment.json" in text
     assert text.count("data:image/png") == 2  # curves and classes
     assert {path.stem for path in (run_dir / "report").glob("*.png")} == {"curves", "class_distribution"}

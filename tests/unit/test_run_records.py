@@ -1,4 +1,4 @@
-"""Answers whether what a run writes about itself is whole and true: run directory, ledger, result.json.
+"""Answers whether what a run writes about itself is whole and true: run directory, memory, result.json.
 
 Does not start Ray.
 """
@@ -6,6 +6,8 @@ Does not start Ray.
 from __future__ import annotations
 
 import json
+import multiprocessing
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from krd_ray.config import Resources, TrainConfig
 from krd_ray.config_loss import LossConfig
+from krd_ray.data.stream import Batch
 from krd_ray.errors import RunError
 from krd_ray.models.registry import describe_model
+from krd_ray.teacher.client import ClientStats
+from krd_ray.teacher.engine import EngineStats
+from krd_ray.teacher.stats import StatsLog, process_memory, read_stats
 from krd_ray.train import students
-from krd_ray.train.ledger import build_ledger
+from krd_ray.train.epoch_account import EpochAccount
 from krd_ray.train.loop import WorkerSpec
 from krd_ray.train.rundir import MetricsLog, RunDir, StudentDir, environment, read_json, write_json
 from krd_ray.train.students import summarise
@@ -89,72 +96,82 @@ def test_environment_names_versions() -> None:
     assert found["numpy"] == np.__version__
 
 
-# ledger
+# memory
 
 
-def stats_row(replica: int, incarnation: int, **more: Any) -> dict[str, Any]:
-    summed = dict.fromkeys(
-        ["requests", "rows", "hits", "joined", "forward_calls", "padded_rows", "bytes_in", "bytes_out"], 10
-    )
-    seconds = {"busy_s": 1.0, "cpu_s": 8.0, "process_cpu_s": 10.0, "idle_s": 2.0}
-    peaks = {"store_memory_bytes": 7, "store_disk_bytes": 0, "queue_peak_rows": 9, "calibration_forwards": 50}
-    names = {"replica": replica, "incarnation": incarnation, "restarted": incarnation > 0}
-    return {**names, **summed, **seconds, **peaks, "forwards": 100, "unique_views": 100, **more}
+@pytest.mark.skipif(sys.platform != "linux", reason="shared pages are counted on Linux only")
+def test_pages_that_others_share_are_not_a_processs_own(tmp_path: Path) -> None:
+    path, size = tmp_path / "mapped", 64 << 20
+    path.write_bytes(bytes(size))
+    before = process_memory()
+    mapped = np.memmap(path, np.uint8, "r")
+    mapped.max()  # touches every page
+    shared = process_memory()
+    own = np.ones(size, np.uint8)
+    private = process_memory()
+    assert shared["rss_bytes"] - before["rss_bytes"] > 0.9 * size
+    assert shared["private_bytes"] - before["private_bytes"] < 0.1 * size
+    assert private["private_bytes"] - shared["private_bytes"] > 0.9 * size
+    del mapped, own
 
 
-def write_stats(run: RunDir, replica: int, rows: list[dict[str, Any]], tail: str = "") -> None:
-    run.teacher.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row) + "\n" for row in rows) + tail
-    (run.teacher / f"stats-{replica}.jsonl").write_text(text)
+def test_each_line_of_a_teachers_statistics_has_its_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoRay:
+        was_current_actor_reconstructed = False
+
+    monkeypatch.setattr("ray.get_runtime_context", NoRay)
+    log = StatsLog(tmp_path, "a.0")
+    held = np.ones(64 << 20, np.uint8)
+    log.write("start", EngineStats())
+    del held
+    log.write("stats", EngineStats(requests=1))
+    first, second = map(json.loads, (tmp_path / "stats-a.0.jsonl").read_text().splitlines())
+    assert second["private_bytes"] < first["private_bytes"] - (50 << 20)
+    assert second["private_bytes_peak"] == first["private_bytes_peak"] == first["private_bytes"]
+    assert 0 < second["private_bytes"] < second["rss_bytes"]
+    assert [row["requests"] for row in read_stats(tmp_path)] == [1]
 
 
-def test_ledger_figures_by_hand(tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
-    write_student(run, "a", epochs=2)
-    write_student(run, "b", epochs=2)
-    write_student(run, "alone", epochs=1)
-    early = stats_row(0, 0, forwards=1, cpu_s=0.1, queue_peak_rows=20)
-    write_stats(run, 0, [early, stats_row(0, 0)], tail='{"half')
-    write_stats(run, 1, [stats_row(1, 0), stats_row(1, 1, unique_views=50)])
-    ledger = build_ledger(
-        run, ["a", "b", "alone"], taught=["a", "b"], driver_bytes={"pixels": 0}, on_cpu=True
-    )
-
-    teacher = ledger["teacher"]
-    assert (teacher["forwards"], teacher["unique_views"], teacher["rows"]) == (300, 250, 30)
-    assert (teacher["replicas"], teacher["restarts"], teacher["queue_peak_rows"]) == (2, 1, 18)
-    assert ledger["forwards_per_unique_view"] == pytest.approx(1.2)
-    a = ledger["students"]["a"]
-    assert (a["samples"], a["compute_s"], a["wait_targets_s"], a["retries"]) == (200, 6.0, 1.5, 2)
-    assert (a["epochs"], a["left_out"], a["restarts"]) == (2, 2, 0)
-
-    c_t, c_i = 24 / 300, 4 / 200
-    assert ledger["cost_teacher_s_per_sample"] == pytest.approx(c_t)
-    assert ledger["cost_student_s_per_sample"] == pytest.approx({"a": c_i, "b": c_i, "alone": c_i})
-    gain = 2 * 200 * (c_t + c_i) / (30 + 2 * 6)
-    best = 400 * (c_t + c_i) / (250 * c_t + 400 * c_i)
-    assert (ledger["A"], ledger["A_star"]) == (pytest.approx(gain), pytest.approx(best))
-    assert ledger["eta"] == pytest.approx(gain / best)
-    assert ledger["driver_bytes"] == {"pixels": 0}
-    on_gpu = build_ledger(run, ["a", "b"], taught=["a", "b"], driver_bytes={}, on_cpu=False)
-    assert (on_gpu["A"], on_gpu["A_star"], on_gpu["eta"]) == (None, None, None)
+def account_of(rank: int, world: int) -> dict[str, float]:
+    """The values of an epoch of one step, 3 rows on rank 0 and 5 on rank 1."""
+    account = EpochAccount(ClientStats(), world)
+    ids = np.arange(3 + 2 * rank)
+    batch = Batch(ids, ids, np.zeros((len(ids), 1, 1, 3), np.uint8), ids)
+    account.add(batch, {"loss": 1.0 + rank}, 0.5)
+    return account.total(torch.device("cpu"))
 
 
-def test_repeated_epochs_count_as_trained_but_their_coverage_counts_once(tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
-    write_student(run, "a", epochs=2, attempts=3)
-    entry = build_ledger(run, ["a"], taught=[], driver_bytes={}, on_cpu=True)["students"]["a"]
-    assert (entry["samples"], entry["epochs"], entry["left_out"]) == (600, 2, 2)
-    assert (entry["restarts"], entry["sessions"]) == (1, 2)
+def one_rank(rank: int, folder: Path) -> None:
+    held = np.ones((64 << 20) * rank, np.uint8)  # the second rank is the larger one
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
+    write_json(folder / f"{rank}.json", {"own": process_memory(), "total": account_of(rank, 2)})
+    dist.destroy_process_group()
+    del held
 
 
-def test_ledger_without_teacher_or_samples_claims_no_gain(tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
-    ledger = build_ledger(run, ["a"], taught=[], driver_bytes={}, on_cpu=True)
-    assert (ledger["teacher"], ledger["A"], ledger["eta"]) == (None, None, None)
-    assert ledger["cost_student_s_per_sample"] == {"a": None}
-    write_stats(run, 0, [stats_row(0, 0)])
-    assert build_ledger(run, ["a"], taught=["a"], driver_bytes={}, on_cpu=True)["A"] is None
+@pytest.mark.skipif(sys.platform != "linux", reason="forks, which is quick, and safe on Linux only")
+def test_ranks_add_up_but_memory_is_that_of_the_largest(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=one_rank, args=(rank, tmp_path), daemon=True) for rank in (0, 1)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    first, second = (read_json(tmp_path / f"{rank}.json") for rank in (0, 1))
+    for key in ("rss_bytes", "private_bytes"):
+        assert first["total"][key] == second["total"][key] == pytest.approx(second["own"][key], rel=0.1)
+        assert second["own"][key] > first["own"][key] + (50 << 20)
+    assert (first["total"]["num_samples"], first["total"]["step_cpu_s"]) == (8, 1.0)
+    assert first["total"]["loss"] == pytest.approx((3 * 1.0 + 5 * 2.0) / 8)
+
+
+def test_memory_of_a_lone_worker_is_its_own() -> None:
+    values = account_of(0, 1)
+    assert values["private_bytes"] == pytest.approx(process_memory()["private_bytes"], rel=0.1)
+    assert "rss_bytes" not in EpochAccount(ClientStats(), 1).so_far()
 
 
 # result.json

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from krd_ray.errors import DataError, TeacherError
-from krd_ray.teacher.store import PAGE_BYTES, RowArray, TargetStore, copy_rows, lock_folder
+from krd_ray.teacher.store import PAGE_BYTES, RowArray, TargetStore, copy_rows, fits_store, lock_folder
 
 WIDTH = 8
 ROW_BYTES = WIDTH * 2
@@ -139,6 +139,22 @@ def test_dropped_page_leaves_no_mapping_that_holds_its_disk_space(tmp_path: Path
 def test_capacity_counts_both_budgets(tmp_path: Path) -> None:
     assert open_store(tmp_path / "a", memory_rows=16, disk_rows=32).capacity_rows == 48
     assert open_store(tmp_path / "b", memory_rows=16, disk_rows=32, persist=True).capacity_rows == 32
+
+
+@given(rows=st.integers(1, 100), disk_rows=st.integers(1, 150), page_rows=st.sampled_from([3, 7, 50]))
+@settings(max_examples=60, deadline=None)
+def test_rows_are_said_to_fit_exactly_when_none_is_dropped(
+    tmp_path_factory: pytest.TempPathFactory, rows: int, disk_rows: int, page_rows: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("krd_ray.teacher.store.PAGE_BYTES", page_rows * ROW_BYTES)
+        store = open_store(tmp_path_factory.mktemp("store"), disk_rows=disk_rows, persist=True)
+        for part in np.array_split(np.arange(rows), 3):
+            put(store, 0, part)
+        held = (store.rows(0, np.arange(rows)) >= 0).all()
+        assert fits_store(rows, WIDTH, disk_rows * ROW_BYTES) == held
+        enough = rows * ROW_BYTES + page_rows * ROW_BYTES
+        assert fits_store(rows, WIDTH, enough)
 
 
 def test_located_pages_stay_valid_when_they_are_dropped_later(tmp_path: Path) -> None:

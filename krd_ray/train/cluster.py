@@ -31,11 +31,14 @@ EVERYWHERE = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-# For a cluster that lives and dies with the driver: nothing preempts it, nobody scrapes its driver, and several
-# processes per student start at once on few cores without that being worth a warning.
+# For a cluster that lives and dies with the driver: nothing preempts it, nobody scrapes its metrics or asks for its
+# task events (both cost every process a thread's work), and several processes per student start at once on few cores
+# without that being worth a warning.
 ON_THIS_MACHINE = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",
     "RAY_worker_maximum_startup_concurrency": "8",
 }
 

@@ -100,13 +100,17 @@ def _notes(found: dict[str, Found]) -> list[str]:
                 f"{name}: timm's logit distillation task takes {timm / cpu_s(each['plain']['alone']):.2f} times the "  # type: ignore[operator]
                 f"CPU seconds of the plain loop (B0), krd_ray {cpu_s(each['krd']['epochs']) / timm:.2f} times timm's."  # type: ignore[operator]
             )
-        if "worst_against_none" in each:
+        if "slowness" in each:
             notes.append(
-                f"slow student: {each['students']} students, one {each['slowness']:.1f} times slower; the slowest of "
-                f"the others keeps {each['worst_against_slow_asks_nothing']:.2f} of its images/s beside a slow one "
-                f"that asks for nothing, {each['worst_against_none']:.2f} of those beside a quick one."
+                f"slow student: {each['students']} students, one {each['slowness']:.1f} times slower; the others "
+                f"keep {_kept(each['against_none'])} of their images/s beside a quick one, "
+                f"{_kept(each['against_slow_asks_nothing'])} of those beside a slow one that asks for nothing."
             )
     return [line for note in notes for line in (note, "")][:-1]
+
+
+def _kept(ratios: dict[str, float]) -> str:
+    return f"{ratios['median']:.2f} (median student; the worst {ratios['worst']:.2f})"
 
 
 def _draw(cells: dict[str, Found], path: Path) -> None:

@@ -270,7 +270,7 @@ class _Chunks(Datasource):
         row_bytes = self._shards.side**2 * 3 + 12
         return [
             ReadTask(
-                functools.partial(_read_piece, self._shards, piece),
+                functools.partial(read_piece, self._shards, piece),
                 BlockMetadata(piece.num_rows, piece.num_rows * row_bytes, None, None),
             )
             for piece in self._pieces
@@ -288,7 +288,7 @@ def _dataset(shards: ShardSet, pieces: Sequence[Piece]) -> Any:
     return dataset
 
 
-def _read_piece(shards: ShardSet, piece: Piece) -> list[pa.Table]:
+def read_piece(shards: ShardSet, piece: Piece) -> list[pa.Table]:
     """Reads one row group, decodes it if need be and cuts the rows out; runs in a Ray task."""
     file = shards.files[piece.chunk]
     where = f"{Path(shards.root) / file}, row group {shards.file_groups[piece.chunk]}"

@@ -19,7 +19,7 @@ import torch
 
 from krd_ray.config import Resources, RunConfig, StudentConfig, TrainConfig
 from krd_ray.data.plan import Piece
-from krd_ray.data.stream import Batch, ShardSet, _read_piece, block_arrays
+from krd_ray.data.stream import Batch, ShardSet, block_arrays, read_piece
 from krd_ray.errors import ResourceError
 from krd_ray.maths.samplers import INSTANCE_BALANCED, view_of_copy
 from krd_ray.maths.views import train_view
@@ -119,7 +119,7 @@ def first_rows(shards: ShardSet, num_rows: int) -> Batch:
     for chunk, rows in enumerate(shards.chunk_rows):
         missing = num_rows - sum(map(len, parts))
         if missing > 0:
-            tables = _read_piece(shards, Piece(chunk, 0, min(rows, missing)))
+            tables = read_piece(shards, Piece(chunk, 0, min(rows, missing)))
             parts += [block_arrays(table, shards.side) for table in tables]
     index = np.arange(num_rows) % sum(map(len, parts))
     return Batch(

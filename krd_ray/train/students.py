@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from krd_ray.config import Resources
@@ -131,6 +133,15 @@ def summarise(spec: WorkerSpec, status: str, error: str | None) -> dict[str, Any
     }
 
 
+@dataclass
+class _NoProcessGroup(TorchConfig):
+    """For a student of one worker: nobody to exchange gradients with, and no threads that wait for somebody."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return Backend
+
+
 def _trainer(spec: WorkerSpec, workers: int, resources: Resources, max_failures: int) -> TorchTrainer:
     gpu = resources.num_gpus > 0
     return TorchTrainer(
@@ -139,7 +150,7 @@ def _trainer(spec: WorkerSpec, workers: int, resources: Resources, max_failures:
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=gpu, resources_per_worker=resources.as_ray()
         ),
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo") if workers > 1 else _NoProcessGroup(),
         run_config=RunConfig(
             name="checkpoints",
             storage_path=spec.folder,

@@ -50,7 +50,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Piece]:
     def blocks(shards: ShardSet, pieces: Sequence[Piece]) -> Iterator[Batch]:
         for piece in pieces:
             done.append(piece)
-            (table,) = stream._read_piece(shards, piece)
+            (table,) = stream.read_piece(shards, piece)
             yield stream.block_arrays(table, shards.side)
 
     monkeypatch.setattr(stream, "_blocks", blocks)
@@ -168,7 +168,7 @@ def test_images_that_an_epoch_does_not_take_are_not_held(digits: tuple[ShardSet,
     plan, held = rows.plan(0), 0
     for piece, repeats in zip(plan.pieces, plan.repeats, strict=True):
         assert repeats is not None
-        (table,) = stream._read_piece(shards, piece)
+        (table,) = stream.read_piece(shards, piece)
         taken = stream._taken(stream.block_arrays(table, shards.side), repeats, 0, None)
         assert len(taken.images) == len(set(repeats.rows.tolist()))
         assert len(taken) == len(repeats.rows)

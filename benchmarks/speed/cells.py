@@ -46,4 +46,5 @@ CELLS: dict[str, Cell] = {
     "n4-ratio1": Cell("resnet20", "resnet8", 4),
     "n4-ratio16": Cell("resnet8x4", "resnet8_w4", 4),
     "n4-ratio4-views4": Cell("resnet8x4", "resnet8", 4, cycle=4, epochs=8),
+    "n2-20-epochs": Cell("resnet20", "resnet8_w4", 2, epochs=WARM_UP_EPOCHS + 20),
 }

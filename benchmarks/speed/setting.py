@@ -40,6 +40,7 @@ TRAIN = {
     "checkpoint_every_epochs": 1000,
 }
 SHARE = {"num_cpus": 0.2}
+STORE_BYTES = 64 << 20  # more than all targets of a run take
 
 
 def prepare_files(root: Path, teacher: str) -> None:
@@ -74,6 +75,7 @@ def run_config(root: Path, name: str, cell: Cell, **changes: Any) -> RunConfig:
             "num_threads": 1,
             "micro_batch": BATCH,
             "min_accuracy": 0.0,
+            "memory_bytes": STORE_BYTES,
             "persist": cell.placement == "stored",
             "spill_dir": str(root / "store") if cell.placement == "stored" else None,
         },

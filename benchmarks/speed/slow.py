@@ -19,7 +19,7 @@ from krd_ray.train.cluster import connected
 
 TEACHER, NUM_STUDENTS, SLOW = "resnet20", 8, "slow"
 SLOW_EPOCHS = 2  # enough to outlast the others
-ROUNDS = 3
+ROUNDS = 2
 FORMS = ("none", "slow_asks", "slow_asks_nothing")
 
 

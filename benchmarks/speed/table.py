@@ -18,6 +18,7 @@ from matplotlib import pyplot as plt
 from krd_ray.report.palette import INK, METHOD_COLOURS, MUTED
 
 Found = dict[str, Any]
+MEMORY_EPOCHS = 20
 HEAD = (
     "cell", "N", "C_T / C_i", "forwards per unique view", "A", "A*", "eta", "against one process (B1)",
     "gain over N alone (B0)", "marginal cost", "images/s against free teacher (B2)",
@@ -100,6 +101,8 @@ def _notes(found: dict[str, Found]) -> list[str]:
                 f"{name}: timm's logit distillation task takes {timm / cpu_s(each['plain']['alone']):.2f} times the "  # type: ignore[operator]
                 f"CPU seconds of the plain loop (B0), krd_ray {cpu_s(each['krd']['epochs']) / timm:.2f} times timm's."  # type: ignore[operator]
             )
+        if each.get("cell", {}).get("epochs", 0) >= MEMORY_EPOCHS:
+            notes.append(_memory_note(name, each["krd"]["ledger"]))
         if "slowness" in each:
             notes.append(
                 f"slow student: {each['students']} students, one {each['slowness']:.1f} times slower; the others "
@@ -107,6 +110,19 @@ def _notes(found: dict[str, Found]) -> list[str]:
                 f"{_kept(each['against_slow_asks_nothing'])} of those beside a slow one that asks for nothing."
             )
     return [line for note in notes for line in (note, "")][:-1]
+
+
+def _memory_note(name: str, ledger: dict[str, Any]) -> str:
+    students = ledger["students"].values()
+    slope = max(each["private_bytes_per_epoch"] for each in students) / 1e6
+    peak = max(each["private_bytes_peak"] for each in students) / 1e6
+    teacher = ledger["teacher"]
+    return (
+        f"{name}: memory of the largest student worker grows by {slope:.2f} MB an epoch (least squares over "
+        f"{next(iter(students))['epochs'] - 1} epochs) with a peak of {peak:.0f} MB; the teacher's process holds "
+        f"{teacher['private_bytes_peak'] / 1e6:.0f} MB at its peak, {teacher['store_memory_bytes'] / 1e6:.0f} MB of "
+        "them the target store."
+    )
 
 
 def _kept(ratios: dict[str, float]) -> str:

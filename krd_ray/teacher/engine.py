@@ -3,8 +3,9 @@
 Does not know Ray, models or rectification; it is given a forward function and a store.
 
 A (view, sample) pair is absent, pending or in the store. Who finds it absent marks it pending and queues the work;
-everybody else waits. One thread forwards: while it is busy the queue grows, so batches grow with the load and no
-timer is needed.
+everybody else waits. One thread forwards, one micro-batch at a time, cut from the front of the queue across requests:
+while it is busy the queue grows, so micro-batches fill with the load and no timer is needed, and an answer goes out
+with its own last row instead of waiting for whatever was queued behind it.
 """
 
 from __future__ import annotations
@@ -56,13 +57,29 @@ class EngineStats:
 
 @dataclass
 class _Work:
-    """Pairs that one request brought and that nobody had computed; `places` are theirs in the request."""
+    """Pairs that one request brought and that nobody had computed; `places` are theirs in the request.
+
+    The first `taken` of them have been given to a forward.
+    """
 
     pairs: Pairs
     sample_ids: IntArray
     places: IntArray
     images: Images | None = None
+    taken: int = 0
     error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """The rows of one work that go into one forward."""
+
+    work: _Work
+    rows: slice
+
+    @property
+    def pairs(self) -> Pairs:
+        return Pairs(self.work.pairs.view[self.rows], self.work.pairs.position[self.rows])
 
 
 class TargetEngine:
@@ -71,7 +88,7 @@ class TargetEngine:
     Args:
         forward: (images uint8 [n, H, W, 3], sample ids [n], view index [n]) -> float16 [n, width].
         store: where outputs are kept; used by this engine alone.
-        micro_batch: rows that the forward pads to, for the count of padded rows.
+        micro_batch: rows of a forward, at most; the forward pads smaller ones.
         queue_rows: rows that may wait for a forward; further requests are held back.
         on_forward: called with the stats after each forward, outside the lock and before its answers are given out.
         cpu_clock: seconds of CPU that a forward takes, read in the forward thread before and after it.
@@ -216,12 +233,12 @@ class TargetEngine:
         self._stats.queue_peak_rows = max(self._stats.queue_peak_rows, self._queued_rows)
         return work
 
-    def _release(self, works: list[_Work]) -> None:
+    def _release(self, claims: list[Pairs]) -> None:
         """Ends claims, fulfilled or not; whoever still finds a pair absent may claim it with pixels of its own."""
-        for work in works:
-            for view, _, position in work.pairs.samples():
+        for pairs in claims:
+            for view, _, position in pairs.samples():
                 self._pending[view][position] = False
-            self._queued_rows -= len(work.pairs)
+            self._queued_rows -= len(pairs)
         self._pending = {view: flags for view, flags in self._pending.items() if flags.any()}
         self._changed.notify_all()
 
@@ -231,7 +248,7 @@ class TargetEngine:
             work.images = fetch(work.places)
         except BaseException:
             with self._changed:
-                self._release([work])
+                self._release([work.pairs])
             raise
         with self._changed:
             self._queue.append(work)
@@ -246,21 +263,26 @@ class TargetEngine:
                 self._stats.idle_s += time.perf_counter() - started
                 if self._closed:
                     return
-                works = self._take()
+                pieces = self._take()
             try:
-                self._serve_works(works)
+                self._serve_pieces(pieces)
             except BaseException as error:
                 self._give_up(error)
                 raise
 
-    def _take(self) -> list[_Work]:
-        """Whole requests from the queue, up to eight micro-batches."""
-        works = [self._queue.popleft()]
-        rows = len(works[0].pairs)
-        while self._queue and rows + len(self._queue[0].pairs) <= 8 * self._micro_batch:
-            works.append(self._queue.popleft())
-            rows += len(works[-1].pairs)
-        return works
+    def _take(self) -> list[_Piece]:
+        """The first rows of the queue, one micro-batch at most; the last request of them may be cut."""
+        pieces: list[_Piece] = []
+        room = self._micro_batch
+        while self._queue and room:
+            work = self._queue[0]
+            piece = _Piece(work, slice(work.taken, min(work.taken + room, len(work.pairs))))
+            room -= piece.rows.stop - piece.rows.start
+            work.taken = piece.rows.stop
+            pieces.append(piece)
+            if work.taken == len(work.pairs):
+                self._queue.popleft()
+        return pieces
 
     def _give_up(self, error: BaseException) -> None:
         """Tells everybody who waits that nothing will come any more."""
@@ -269,52 +291,62 @@ class TargetEngine:
             self._why_closed = f"the teacher's forward thread died: {type(error).__name__}: {error}"
             self._changed.notify_all()
 
-    def _serve_works(self, works: list[_Work]) -> None:
+    def _serve_pieces(self, pieces: list[_Piece]) -> None:
         started, cpu = time.perf_counter(), self._cpu_clock()
-        outputs = self._compute(works)
+        outputs = self._compute(pieces)
         cpu_s = self._cpu_clock() - cpu
         with self._changed:
-            for work, values in zip(works, outputs, strict=True):
-                self._remember(work, values)
+            for piece, values in zip(pieces, outputs, strict=True):
+                self._remember(piece, values)
             self._stats.busy_s += time.perf_counter() - started
             self._stats.cpu_s += cpu_s
             stats = self._snapshot()
-        self._tell(stats, works)
+        self._tell(stats, pieces)
         with self._changed:
-            self._release(works)
+            self._release([piece.pairs for piece in pieces] + self._drop_failed())
 
-    def _tell(self, stats: EngineStats, works: list[_Work]) -> None:
+    def _tell(self, stats: EngineStats, pieces: list[_Piece]) -> None:
         """Reports the forward before anybody waiting gets its answers: a process killed then has counted them."""
         try:
             self._on_forward(stats)
         except Exception as error:  # noqa: BLE001 - a full disk, say: an error of these requests, not a hang of all
-            for work in works:
-                work.error = work.error or error
+            for piece in pieces:
+                piece.work.error = piece.work.error or error
 
-    def _compute(self, works: list[_Work]) -> list[RowArray]:
-        sizes = [len(work.pairs) for work in works]
+    def _drop_failed(self) -> list[Pairs]:
+        """Takes the rest of a request that has failed off the queue, and returns what it had claimed."""
+        dropped = []
+        while self._queue and self._queue[0].error is not None:
+            work = self._queue.popleft()
+            dropped.append(_Piece(work, slice(work.taken, len(work.pairs))).pairs)
+        return dropped
+
+    def _compute(self, pieces: list[_Piece]) -> list[RowArray]:
+        sizes = [piece.rows.stop - piece.rows.start for piece in pieces]
         try:
             values = self._forward(
-                np.concatenate([work.images for work in works if work.images is not None]),
-                np.concatenate([work.sample_ids for work in works]),
-                np.concatenate([work.pairs.view for work in works]),
+                np.concatenate(
+                    [each.work.images[each.rows] for each in pieces if each.work.images is not None]
+                ),
+                np.concatenate([each.work.sample_ids[each.rows] for each in pieces]),
+                np.concatenate([each.work.pairs.view[each.rows] for each in pieces]),
             )
         except Exception as error:  # noqa: BLE001 - told to every request of the batch, then the engine goes on
-            for work in works:
-                work.error = error
-            return [np.empty((0, self._width), np.float16) for _ in works]
+            for piece in pieces:
+                piece.work.error = error
+            return [np.empty((0, self._width), np.float16) for _ in pieces]
         self._stats.forward_calls += 1
         self._stats.padded_rows += -sum(sizes) % self._micro_batch
         return np.split(values, np.cumsum(sizes)[:-1])
 
-    def _remember(self, work: _Work, values: RowArray) -> None:
-        if work.error is not None:
+    def _remember(self, piece: _Piece, values: RowArray) -> None:
+        if piece.work.error is not None:
             return
         try:
             self._stats.forwards += len(values)
-            for view, places, position in work.pairs.samples():
+            for view, places, position in piece.pairs.samples():
                 fresh = int((~self._store.was_computed(view, position)).sum())
                 self._store.put(view, position, values[places])
                 self._stats.unique_views += fresh
         except Exception as error:  # noqa: BLE001 - a full disk, no memory: an error of this request, not a hang of all
-            work.error = error
+            piece.work.error = error

@@ -12,11 +12,13 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import ray
 
 from krd_ray.config import DataConfig, RayConfig, RunConfig, StudentConfig
@@ -24,6 +26,7 @@ from krd_ray.data.stream import READ_CPUS
 from krd_ray.errors import Interrupted, ResourceError
 from krd_ray.teacher.group import NAMESPACE
 
+GRACE_S = 5.0  # for the processes of a cluster that has been shut down
 # Set in the driver before Ray starts; a value the user has set wins.
 EVERYWHERE = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -96,9 +99,36 @@ def connected(settings: RayConfig) -> Iterator[None]:
         # the process, and what Ray started here dies with it.
         raise
     except BaseException:
-        ray.shutdown()
+        _leave()
         raise
+    _leave()
+
+
+def _leave() -> None:
+    """Disconnects. A cluster of our own ends with every process of it; Ray's own shutdown may leave some behind.
+
+    Joined clusters are no children of this process and stay.
+    """
+    started = _processes_of_raylets()
     ray.shutdown()
+    _, left = psutil.wait_procs(started, timeout=GRACE_S)
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _processes_of_raylets() -> list[psutil.Process]:
+    """Raylets that this process has started, and what they have started."""
+    children = psutil.Process().children(recursive=True)
+    raylets = [child for child in children if _is_raylet(child)]
+    return raylets + [process for raylet in raylets for process in raylet.children(recursive=True)]
+
+
+def _is_raylet(process: psutil.Process) -> bool:
+    try:
+        return Path(process.exe()).name == "raylet"
+    except psutil.Error:  # it has ended since, or is not ours to look into
+        return False
 
 
 @contextmanager

@@ -134,6 +134,7 @@ def _train(prepared: Prepared, run: RunDir, students: Sequence[StudentConfig]) -
                 student.workers,
                 student.resources,
                 config.train_of(student).max_failures,
+                outlives_driver=config.ray.address is not None,
             )
             for student in students
         ]

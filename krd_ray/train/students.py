@@ -15,10 +15,11 @@ from typing import Any
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.backend import Backend
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
 from krd_ray.config import Resources
 from krd_ray.models.registry import describe_model
+from krd_ray.train.lean_trainer import LeanTrainer
 from krd_ray.train.loop import WorkerSpec, train_worker
 from krd_ray.train.rundir import StudentDir, num_restarts, read_json, seconds_trained, write_json
 
@@ -31,12 +32,21 @@ class StudentRun:
         workers: number of data-parallel workers.
         resources: of each worker.
         max_failures: restarts of its workers before it fails.
+        outlives_driver: the cluster goes on when the driver dies.
     """
 
-    def __init__(self, spec: WorkerSpec, workers: int, resources: Resources, max_failures: int) -> None:
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        workers: int,
+        resources: Resources,
+        max_failures: int,
+        *,
+        outlives_driver: bool,
+    ) -> None:
         self.name, self.folder = spec.student, StudentDir(Path(spec.folder))
         self._spec = spec
-        self._trainer = _trainer(spec, workers, resources, max_failures)
+        self._trainer = _trainer(spec, workers, resources, max_failures, outlives_driver)
         self._error: str | None = None
         self._thread = threading.Thread(target=self._run, name=f"student-{self.name}", daemon=True)
 
@@ -142,10 +152,13 @@ class _NoProcessGroup(TorchConfig):
         return Backend
 
 
-def _trainer(spec: WorkerSpec, workers: int, resources: Resources, max_failures: int) -> TorchTrainer:
+def _trainer(
+    spec: WorkerSpec, workers: int, resources: Resources, max_failures: int, outlives_driver: bool
+) -> LeanTrainer:
     gpu = resources.num_gpus > 0
-    return TorchTrainer(
-        train_worker,
+    return LeanTrainer(
+        outlives_driver=outlives_driver,
+        train_loop_per_worker=train_worker,
         train_loop_config={"spec": spec},
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=gpu, resources_per_worker=resources.as_ray()

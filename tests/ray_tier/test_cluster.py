@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
@@ -9,7 +10,13 @@ import ray
 
 from krd_ray.config import RayConfig
 from krd_ray.errors import ResourceError
-from krd_ray.train.cluster import Demand, check_resources, connected, living_nodes
+from krd_ray.train.cluster import (
+    Demand,
+    _processes_of_raylets,
+    check_resources,
+    connected,
+    living_nodes,
+)
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -34,3 +41,9 @@ def test_joining_a_cluster_that_is_already_connected_keeps_it() -> None:
     with connected(RayConfig(num_cpus=1)):
         assert ray.cluster_resources()["CPU"] == 4
     assert ray.is_initialized()
+
+
+def test_workers_of_a_cluster_started_here_are_known_as_its_processes() -> None:
+    pid = ray.get(ray.remote(num_cpus=0)(os.getpid).remote())
+    assert pid in [process.pid for process in _processes_of_raylets()]
+    assert os.getpid() not in [process.pid for process in _processes_of_raylets()]

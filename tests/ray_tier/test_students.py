@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,26 +60,25 @@ def named(spec: WorkerSpec, name: str, **train: Any) -> WorkerSpec:
 
 
 def run_of(spec: WorkerSpec, workers: int = 1) -> StudentRun:
-    return StudentRun(spec, workers, Resources(num_cpus=0.25), max_failures=2)
+    return StudentRun(spec, workers, Resources(num_cpus=0.25), max_failures=2, outlives_driver=False)
 
 
 def epochs_of(spec: WorkerSpec) -> list[int]:
     return [row["epoch"] for row in StudentDir(Path(spec.folder)).rows() if row["split"] == "coverage"]
 
 
+def ray_processes() -> list[tuple[int, str]]:
+    """Pid and command line of what the raylet of this process's session has started."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            found.append((process.pid, " ".join(process.cmdline())))
+    return [(pid, line) for pid, line in found if line.startswith("ray::")]
+
+
 def train_worker_pids() -> list[int]:
-    """Processes of this cluster that train: children of a raylet started by this process's session."""
-    raylets = [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if process.name() == "raylet" or "raylet" in " ".join(process.cmdline()[:1])
-    ]
-    return [
-        child.pid
-        for raylet in raylets
-        for child in raylet.children()
-        if "TrainWorker" in " ".join(child.cmdline())
-    ]
+    """Processes of this cluster that train."""
+    return [pid for pid, line in ray_processes() if "TrainWorker" in line]
 
 
 def kill_after(epochs: int, spec: WorkerSpec) -> Any:
@@ -100,8 +100,10 @@ def test_students_fail_alone_and_a_killed_one_ends_with_the_weights_of_an_undist
 ) -> None:
     steady, wild, killed = named(spec, "steady"), named(spec, "wild", lr=1e30), named(spec, "killed")
     before = dict(RECEIVED_BYTES)
-    together = [run_of(steady), run_of(wild)]
-    run_together(together, lambda _: None, TICK_S)
+    together, seen = [run_of(steady), run_of(wild)], set()
+    run_together(together, lambda _: seen.update(line for _, line in ray_processes()), TICK_S)
+    assert any("TrainController" in line for line in seen)
+    assert not [line for line in seen if "DatasetManager" in line or "PlacementGroupCleaner" in line]
     good, bad = (run.finish() for run in together)
     assert (good["status"], good["error"], good["epochs_done"]) == ("finished", None, EPOCHS)
     assert bad["status"] == "failed"

@@ -62,33 +62,49 @@ def test_each_view_of_a_sample_is_forwarded_once_however_many_ask(build: Build, 
     assert stats.padded_rows == sum(-rows % 16 for rows in forward.call_rows)
 
 
-def test_requests_that_wait_become_one_forward(build: Build, forward: FakeForward) -> None:
+def test_requests_that_wait_fill_micro_batches_across_their_borders(
+    build: Build, forward: FakeForward
+) -> None:
     engine = build()
     forward.gate.clear()
     first = Asker(engine, 0, IDS[:4])
     assert forward.entered.wait(PATIENCE_S)
     others = [Asker(engine, 0, IDS[start : start + 10]) for start in range(10, 60, 10)]
-    until(lambda: engine.stats().requests == 6)
+    until(lambda: engine._queued_rows == 54)
+    until(lambda: len(engine._queue) == 5)
     forward.gate.set()
-    for asker in [first, *others]:
-        asker.result()
-    assert forward.call_rows == [4, 50]
-    assert engine.stats().forward_calls == 2
+    for asker, start in zip([first, *others], [0, *range(10, 60, 10)], strict=True):
+        ids = IDS[:4] if start == 0 else IDS[start : start + 10]
+        np.testing.assert_array_equal(asker.result(), expected_of(0, ids))
+    assert forward.call_rows == [4, 16, 16, 16, 2]
+    assert engine.stats().forward_calls == 5
     assert engine.stats().padded_rows == 12 + 14
 
 
-def test_forward_takes_eight_micro_batches_at_most(build: Build, forward: FakeForward) -> None:
+def test_answer_goes_out_with_its_own_last_row_whatever_waits_behind_it(
+    build: Build, forward: FakeForward
+) -> None:
     engine = build(micro_batch=4)
     forward.gate.clear()
-    first = Asker(engine, 0, IDS[:1])
+    first = Asker(engine, 0, IDS[:10])  # three forwards
     assert forward.entered.wait(PATIENCE_S)
-    others = [Asker(engine, 0, IDS[start : start + 10]) for start in range(10, 90, 10)]
-    until(lambda: engine.stats().requests == 9)
+    behind = Asker(engine, 0, IDS[20:60])
+    until(lambda: engine._queued_rows == 50)
+    until(lambda: len(engine._queue) == 2)
+    steps = iter(range(100))
+
+    def one_at_a_time(_: EngineStats) -> None:
+        if next(steps) == 2:
+            forward.gate.clear()
+
+    engine._on_forward = one_at_a_time
     forward.gate.set()
-    for asker in [first, *others]:
-        asker.result()
-    assert max(forward.call_rows) <= 32
-    assert sum(forward.call_rows) == 81
+    np.testing.assert_array_equal(first.result(), expected_of(0, IDS[:10]))
+    assert behind.value is None
+    forward.gate.set()
+    np.testing.assert_array_equal(behind.result(), expected_of(0, IDS[20:60]))
+    assert max(forward.call_rows) == 4
+    assert set(forward.seen.values()) == {1}
 
 
 def test_request_that_overlaps_another_brings_only_what_is_new(build: Build, forward: FakeForward) -> None:
@@ -166,8 +182,8 @@ def test_stats_follow_every_forward_and_cannot_be_changed_from_outside(build: Bu
     engine = build(on_forward=told.append)
     serve(engine, 0, IDS[:20])
     serve(engine, 0, IDS[10:40])
-    until(lambda: len(told) == 2)
-    assert [stats.forwards for stats in told] == [20, 40]
+    until(lambda: len(told) == 4)
+    assert [stats.forwards for stats in told] == [16, 20, 36, 40]
     engine.add_bytes(received=5, sent=7)
     engine.add_bytes(received=1)
     engine.stats().rows = -1

@@ -6,9 +6,12 @@ Does not start Ray.
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -16,6 +19,7 @@ from rich.console import Console
 from krd_ray.config import RayConfig
 from krd_ray.config_io import parse_config
 from krd_ray.errors import ResourceError
+from krd_ray.train import cluster
 from krd_ray.train.cluster import Demand, check_resources, connected, demands_of
 from krd_ray.train.live import COLUMNS, Progress
 from krd_ray.train.rundir import RunDir
@@ -147,3 +151,15 @@ def test_ray_that_does_not_come_up_is_an_error_for_people(
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     with pytest.raises(ResourceError, match=expected), connected(RayConfig(address=address)):
         pytest.fail("the block must not run")
+
+
+def test_process_that_survives_the_end_of_its_cluster_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as survivor:
+        monkeypatch.setattr(cluster, "GRACE_S", 0.1)
+        monkeypatch.setattr(cluster, "_processes_of_raylets", lambda: [psutil.Process(survivor.pid)])
+        monkeypatch.setattr("ray.init", lambda **_: None)
+        monkeypatch.setattr("ray.is_initialized", lambda: False)
+        monkeypatch.setattr("ray.shutdown", lambda: None)
+        with connected(RayConfig(num_cpus=1)):
+            assert survivor.poll() is None
+        assert survivor.wait(5) != 0

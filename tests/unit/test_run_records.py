@@ -217,7 +217,9 @@ def test_student_fails_with_whatever_ray_train_raises_and_with_an_end_without_we
     for name, error, said in (("gone", OSError("storage is gone"), "OSError: storage is gone"),
                               ("empty", None, "training ended without weights")):  # fmt: skip
         monkeypatch.setattr(students, "_trainer", lambda *_, error=error: Trainer(error))
-        student = students.StudentRun(worker_spec(RunDir(tmp_path), name), 1, Resources(), 0)
+        student = students.StudentRun(
+            worker_spec(RunDir(tmp_path), name), 1, Resources(), 0, outlives_driver=False
+        )
         student.start()
         assert student.finish()["error"] == said
         assert student.state == "failed"

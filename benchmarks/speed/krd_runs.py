@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.speed.cells import WARM_UP_EPOCHS, Cell
+from benchmarks.speed.others import others_cpu
 from benchmarks.speed.setting import run_config
 from krd_ray.errors import RunError
 from krd_ray.train.fill import fill_targets
@@ -23,7 +24,8 @@ def krd_run(root: Path, name: str, cell: Cell, **changes: Any) -> dict[str, Any]
     config = run_config(root, name, cell, **changes)
     if cell.placement == "stored":
         fill_targets(config, print)
-    outcome = start_run(config)
+    with others_cpu() as others:
+        outcome = start_run(config)
     if outcome.failed:
         raise RunError(f"{name}: {outcome.failed[0]['student']}: {outcome.failed[0]['error']}")
     run = outcome.run
@@ -35,7 +37,15 @@ def krd_run(root: Path, name: str, cell: Cell, **changes: Any) -> dict[str, Any]
         ends = [max(each[e]["time"] for each in whole) for e in (epoch - 1, epoch)]
         served = _at(teacher, ends[1]) - _at(teacher, ends[0])
         trained = sum(each[epoch]["cpu_s"] for each in whole)
-        epochs.append({"cpu_s": served + trained, "teacher_cpu_s": served, "wall_s": ends[1] - ends[0]})
+        besides = _at(others, ends[1]) - _at(others, ends[0])
+        epochs.append(
+            {
+                "cpu_s": served + trained,
+                "teacher_cpu_s": served,
+                "others_cpu_s": besides,
+                "wall_s": ends[1] - ends[0],
+            }
+        )
     images_per_s = {
         student: median(row["images_per_s"] for row in each[WARM_UP_EPOCHS:])
         for student, each in rows.items()

@@ -85,6 +85,16 @@ def _notes(found: dict[str, Found]) -> list[str]:
         "a loop, no Ray; B0: N separate runs with the teacher inside. Both ran as two copies at a time, before and "
         "after the run, so that both cores were as busy as in the run."
     ]
+    besides = {name: median(e["others_cpu_s"] for e in each["krd"]["epochs"]) for name, each in _runs(found)}
+    notes.append(
+        "Not in these figures, nor in the ledger: what driver, raylet, GCS, controllers and agents took besides, CPU "
+        "seconds per epoch (over those of teacher and students): "
+        + ", ".join(
+            f"{name} {spent:.2f} ({spent / (cpu_s(found[name]['krd']['epochs']) or 1):.0%})"
+            for name, spent in besides.items()
+        )
+        + "."
+    )
     for name, each in found.items():
         if each.get("naive_ray"):
             ratio = cpu_s(each["naive_ray"]) / cpu_s(each["krd"]["epochs"])  # type: ignore[operator]
@@ -110,6 +120,10 @@ def _notes(found: dict[str, Found]) -> list[str]:
                 f"{_kept(each['against_slow_asks_nothing'])} of those beside a slow one that asks for nothing."
             )
     return [line for note in notes for line in (note, "")][:-1]
+
+
+def _runs(found: dict[str, Found]) -> list[tuple[str, Found]]:
+    return [(name, each) for name, each in found.items() if "krd" in each]
 
 
 def _memory_note(name: str, ledger: dict[str, Any]) -> str:

@@ -32,7 +32,7 @@ FORMS = {"as the system has it": {}, "kept by the process": KEEP_FREED_MEMORY}
 
 
 def main(
-    rounds: Annotated[int, typer.Option(min=1, help="processes of each form")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="processes of each form")] = 3,
     out: Annotated[Path, typer.Option(help="JSON file to write")] = RESULTS,
     inside: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:

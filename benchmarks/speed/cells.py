@@ -42,9 +42,9 @@ CELLS: dict[str, Cell] = {
         "resnet8x4", "resnet8", 1, cycle=2, placement="stored", epochs=WARM_UP_EPOCHS + 8
     ),
     "n2-ratio4": Cell("resnet8x4", "resnet8", 2),
-    "n8-ratio4": Cell("resnet8x4", "resnet8", 8),
-    "n4-ratio1": Cell("resnet20", "resnet8", 4),
-    "n4-ratio16": Cell("resnet8x4", "resnet8_w4", 4),
+    "n8-ratio4": Cell("resnet8x4", "resnet8", 8, epochs=WARM_UP_EPOCHS + 3),
+    "n4-ratio1": Cell("resnet20", "resnet8", 4, epochs=WARM_UP_EPOCHS + 3),
+    "n4-ratio16": Cell("resnet8x4", "resnet8_w4", 4, epochs=WARM_UP_EPOCHS + 3),
     "n4-ratio4-views4": Cell("resnet8x4", "resnet8", 4, cycle=4, epochs=8),
     "n2-20-epochs": Cell("resnet20", "resnet8_w4", 2, epochs=WARM_UP_EPOCHS + 20),
 }

@@ -118,3 +118,15 @@ def byte_size(value: float | None) -> str:
         if value >= size:
             return f"{value / size:.1f} {suffix}"
     return f"{value:.0f} B"
+
+
+def setting(value: object) -> str:
+    """Write a setting's value for people.
+
+    Example:
+        >>> setting(0.123456), setting("full"), setting(None)
+        ('0.1235', 'full', '–')
+    """
+    if value is None:
+        return NO_VALUE
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

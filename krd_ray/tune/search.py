@@ -1,0 +1,241 @@
+"""Answers how a whole search goes: one cluster, one cache, one teacher, many trials, and what comes out.
+
+Does not suggest (`searcher`), train (`trial`) or draw (`report` does).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from krd_ray.config import RunConfig
+from krd_ray.config_io import parse_config
+from krd_ray.errors import ConfigError, Interrupted, RunError
+from krd_ray.train.cluster import connected
+from krd_ray.train.prepare import Prepared, prepare
+from krd_ray.train.run import check_and_choose_cache, with_cached_blocks, write_origin
+from krd_ray.train.rundir import read_json
+from krd_ray.train.teaching import check_store_budget, teaching
+from krd_ray.tune.check import Probe, as_it_stands, check_metrics, probe_space
+from krd_ray.tune.laying import only_student
+from krd_ray.tune.outcome import write_end, write_trials
+from krd_ray.tune.progress import SearchProgress
+from krd_ray.tune.room import trials_that_fit
+from krd_ray.tune.search_dir import SearchDir, SearchOptions
+from krd_ray.tune.searcher import StudySearch, scheduler_for
+from krd_ray.tune.space import Space, load_space
+from krd_ray.tune.study import (
+    ended_trials,
+    open_storage,
+    open_study,
+    queue_first,
+    requeue_interrupted,
+    sampler_for,
+    take_over,
+)
+from krd_ray.tune.trial import TrialKit
+from krd_ray.tune.tuning import run_trials
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search that can start: everything about it that needs no cluster has been checked.
+
+    Args:
+        folder: its directory.
+        options: what was asked for.
+        config: of one student, as it stands.
+        space: what is drawn.
+        probe: what drawing from it has shown.
+        prepared: data, views and models, checked for every kind of trial that was drawn.
+    """
+
+    folder: SearchDir
+    options: SearchOptions
+    config: RunConfig
+    space: Space
+    probe: Probe
+    prepared: Prepared
+
+
+def new_search(
+    config: RunConfig, space_file: Path, options: SearchOptions, *, student: str | None, say: Say
+) -> Search:
+    """Checks a search and makes its folder: `run_dir` of the config, or runs/<name>-search-<time>.
+
+    Args:
+        config: with the student that is tuned.
+        space_file: Python or YAML.
+        options: how many trials, how long; `epochs` 0 stands for the config's.
+        student: which of several.
+        say: gets what an earlier search has brought in.
+    Raises:
+        KrdError: anything that can be known to be wrong before a cluster is asked for anything.
+    """
+    chosen = only_student(config, student)
+    space = load_space(space_file)
+    default = f"runs/{config.name}-search-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = SearchDir(Path(config.run_dir or default).expanduser().resolve())
+    epochs = options.epochs or chosen.train_of(chosen.students[0]).epochs
+    grace = options.grace_epochs
+    grace = max(1, epochs // 4) if grace == 0 else grace
+    options = replace(options, epochs=epochs, grace_epochs=grace)
+    search = _checked(folder, options, chosen, space)
+    earlier = SearchDir(Path(options.earlier).expanduser().resolve()) if options.earlier else None
+    if earlier is not None:
+        earlier.read()  # raises, before anything is made
+    folder.create(options, space, chosen)
+    write_origin(search.prepared, folder.run)
+    study = open_study(open_storage(options.storage, folder.root), options.study, space)
+    if study.get_trials(deepcopy=False):
+        raise ConfigError(
+            f"--storage {options.storage} holds a study {options.study} already; resume its search, or give --study another name"
+        )
+    queue_first(study, as_it_stands(space, chosen) if space.baseline else None)
+    if earlier is not None:
+        say(_begin_from(study, earlier, search))
+    return search
+
+
+def resumed_search(root: Path, trials: int | None) -> Search:
+    """Opens a search that was interrupted or is to have more trials.
+
+    Args:
+        root: its directory.
+        trials: how many in all; None: as many as it was started for.
+    Raises:
+        RunError: no search directory, or the shards have changed since.
+    """
+    folder = SearchDir(root.expanduser().resolve())
+    options = folder.options()
+    if trials is not None:
+        options = replace(options, trials=trials)
+        folder.add(options={**folder.read()["options"], "trials": trials})
+    search = _checked(folder, options, folder.config(), folder.space())
+    if read_json(folder.run.dataset)["content_hash"] != search.prepared.manifest.content_hash:
+        raise RunError(
+            f"{search.config.data.dir} holds other shards than {folder.root} was started with; restore them"
+        )
+    return search
+
+
+def run_search(search: Search, say: Say) -> dict[str, Any]:
+    """Runs the trials that are left, and writes what comes out.
+
+    Args:
+        search: checked.
+        say: gets lines for people.
+    Returns:
+        The content of search.json.
+    Raises:
+        Interrupted: asked to stop; the search can be resumed.
+    """
+    options, folder = search.options, search.folder
+    storage = open_storage(options.storage, folder.root)
+    study = open_study(storage, options.study, search.space)
+    again = requeue_interrupted(study)
+    if again:
+        say(f"{len(again)} trial(s) died with their driver and run again: {', '.join(map(str, again))}")
+    left = options.trials - len(ended_trials(study))
+    started = time.time()
+    if left > 0:
+        try:
+            _run(search, storage, left, say)
+        except Interrupted as error:
+            raise Interrupted(
+                f"{error.message}; finished trials are kept, continue with `krd tune --resume {folder.root}`"
+            ) from error
+    return write_end(
+        folder, search.config, search.space, search.prepared, study, seconds=time.time() - started
+    )
+
+
+def _checked(folder: SearchDir, options: SearchOptions, config: RunConfig, space: Space) -> Search:
+    searched = _for_trials(config, options)
+    probe = probe_space(space, searched, seed=options.seed)
+    prepared = prepare(searched.model_copy(update={"students": list(probe.students)}))
+    check_metrics(space, prepared)
+    return Search(folder, options, config, space, probe, prepared)
+
+
+def _for_trials(config: RunConfig, options: SearchOptions) -> RunConfig:
+    """The config that trials are laid over: fewer epochs, a validation row where one is needed, a store that stays."""
+    raw = config.model_dump(mode="json")
+    (student,) = raw["students"]
+    own = student["train"]
+    own["epochs"] = options.epochs
+    if options.grace_epochs is not None:
+        own["val_every_epochs"] = 1
+    if config.teacher is not None:
+        if config.teacher.placement == "in_process":
+            raise ConfigError(
+                "teacher.placement in_process gives every trial a teacher of its own; a search shares one: set it to actors"
+            )
+        raw["teacher"]["persist"] = True
+    return parse_config(raw)
+
+
+def _begin_from(study: Any, earlier: SearchDir, search: Search) -> str:
+    """Feeds an earlier search into this one, and says what came of it."""
+    record, options = earlier.read(), earlier.options()
+    if record["metric"] != list(search.space.metrics):
+        raise ConfigError(
+            f"--from {earlier.root}: it searched for {', '.join(record['metric'])}, this space has METRIC "
+            f"{', '.join(search.space.metrics)}"
+        )
+    before = open_study(open_storage(options.storage, earlier.root), options.study, earlier.space())
+    same_data = read_json(earlier.run.dataset)["content_hash"] == search.prepared.manifest.content_hash
+    same = (
+        same_data
+        and options.epochs == search.options.epochs
+        and record["student"] == search.config.students[0].name
+    )
+    added, queued = take_over(study, before, search.space, str(earlier.root), values=same)
+    why = "" if same else " (other images, epochs or student: its figures cannot be compared)"
+    return f"from {earlier.root}: {added} finished trial(s) added{why}, {queued} best queued"
+
+
+def _run(search: Search, storage: Any, left: int, say: Say) -> None:
+    """Cluster, cache, teacher, trials."""
+    options, folder = search.options, search.folder
+    student = search.probe.typical
+    with connected(search.config.ray):
+        cache = check_and_choose_cache(search.prepared.for_students([student]), [student])
+        prepared = with_cached_blocks(search.prepared) if cache else search.prepared
+        at_once = min(
+            left, options.at_once or trials_that_fit(search.prepared, search.probe, streams=not cache)
+        )
+        taught = [student] * at_once if search.probe.needs_teacher else []
+        with (
+            SearchProgress(folder, options, search.space) as progress,
+            teaching(prepared, folder.run, taught, progress.say) as link,
+        ):
+            if link is not None:
+                check_store_budget(prepared, link.feature_dim, prepared.config.views.cycle or options.epochs)
+                folder.add(teacher_actors=list(link.names))
+            progress.say(f"{left} trial(s) of {options.epochs} epoch(s), {at_once} at once, in {folder.root}")
+            kit = TrialKit(
+                _for_trials(search.config, options), prepared, folder.run, link.detached() if link else None
+            )
+
+            def ended(number: int) -> None:
+                progress.ended(search_alg.study, number)
+                write_trials(folder, search_alg.study)
+
+            study = open_study(storage, options.study, search.space)
+            search_alg = StudySearch(
+                search.space, kit.config, storage, options.study, sampler_for(study, options.seed), ended
+            )
+            scheduler = scheduler_for(
+                search.space,
+                epochs=options.epochs,
+                grace=options.grace_epochs,
+                run=folder.run,
+                number_of=search_alg.number_of,
+            )
+            run_trials(kit, search_alg, scheduler, num=left, at_once=at_once, tick=progress.refresh)

@@ -228,7 +228,7 @@ def tune(
         config, space, options, settings or (), student=student, resume=resume, say=typer.echo
     )
     run_search(search, typer.echo)
-    print_search(search, typer.echo)
+    print_search(search.folder, typer.echo)
 
 
 @app.command()
@@ -271,11 +271,14 @@ def evaluate(
 
 
 @app.command()
-def report(run_dir: Annotated[Path, typer.Argument(help="run directory")]) -> None:
-    """Write the HTML report of a run, with its pictures and their data."""
+def report(run_dir: Annotated[Path, typer.Argument(help="directory of a run or a search")]) -> None:
+    """Write the HTML report of a run or a search, with its pictures and their data."""
     from krd_ray.report.page import build_report
+    from krd_ray.report.read_search import is_search
+    from krd_ray.report.search_page import build_search_report
 
-    typer.echo(f"report: {build_report(run_dir)}")
+    build = build_search_report if is_search(run_dir) else build_report
+    typer.echo(f"report: {build(run_dir)}")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Which student, and how strongly each should listen to the teacher: a small one may need other weights than a large one.
+"""Which student, and how strongly it listens to the teacher: a small one may need other weights than a large one.
 
 `students.0` is the one student of the config, whatever it is called. Change the models to those you could ship.
 """

@@ -1,4 +1,4 @@
-"""Few-shot accuracy against accuracy over all classes: two objectives, and the trials that no other one beats in both."""
+"""Few-shot accuracy against accuracy over all classes: two objectives, and the trials that nothing beats in both."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from krd_ray.report.writing import Section, csv_bytes, render, write, write_pict
 
 @dataclass(frozen=True)
 class SearchFigure:
-    """One picture of the page: its numbers, its drawing, what the reader is told; `missing` says why there is none."""
+    """One picture of the page: its numbers, its drawing, what the reader is told, and why there may be none."""
 
     title: str
     caption: str
@@ -137,15 +137,15 @@ def _why_not_confirmed(search: SearchRecord) -> str:
 FIGURES: dict[str, SearchFigure] = {
     "history": SearchFigure(
         "What each trial reached",
-        "Validation split, last epoch that a trial was validated after; stopped trials stand where they were stopped.",
+        "Validation split, after a trial's last validated epoch; stopped trials stand where they were stopped.",
         tables.history_rows,
         figures.draw_history,
         "No trial has been validated yet.",
     ),
     "importance": SearchFigure(
         "Which parameters mattered",
-        "Share of the spread between better and worse trials that a parameter explains (PED-ANOVA), over the ranges that "
-        "were searched. With few trials this is a hint, not a measurement.",
+        "Share of the difference between better and worse trials that a parameter explains (PED-ANOVA), over the "
+        "ranges that were searched. With few trials this is a hint, not a measurement.",
         tables.importance_rows,
         figures.draw_importance,
         "At least four complete trials that differ are needed.",
@@ -166,16 +166,16 @@ FIGURES: dict[str, SearchFigure] = {
     ),
     "tail_against_head": SearchFigure(
         "Tail against head",
-        "Complete trials, validation accuracy of classes with fewer than 20 training images against that of classes with "
-        "more than 100: what a setting wins on one side it may pay for on the other.",
+        "Complete trials, validation accuracy of classes with fewer than 20 training images against that of classes "
+        "with more than 100: what a setting wins on one side it may pay for on the other.",
         tables.tail_rows,
         figures.draw_trade_off,
         "No complete trial, or these shards lack many-shot or few-shot classes.",
     ),
     "forwards": SearchFigure(
         "What the teacher computed",
-        "Counted by the teacher in this search, kills and resumes included; beside it what as many trials would need with "
-        "a teacher and a store of their own each.",
+        "Counted by the teacher in this search, kills and resumes included; beside it what as many trials would need "
+        "with a teacher and a store of their own each.",
         tables.cost_rows,
         figures.draw_forwards,
         "No ledger yet, or no trial that learned from a teacher.",

@@ -9,7 +9,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from krd_ray.report.formats import count, percent_with_spread, seconds, setting, times
+from krd_ray.report.formats import count, percent_with_spread, seconds, setting
 from krd_ray.report.read_run import Row
 from krd_ray.report.read_search import PARAM, SearchRecord
 from krd_ray.report.search_tables import trial_table
@@ -68,8 +68,8 @@ def cost_line(search: SearchRecord) -> str:
         clauses.append(f"{count(shared['forwards_one_teacher_per_trial'])} with one teacher per trial")
     if search.ledger.get("A") is not None:
         clauses.append(
-            f"{times(search.ledger['A'])} less CPU time than with the teacher inside every trial (at most "
-            f"{times(search.ledger['A_star'])})"
+            "CPU time with the teacher inside every trial over this search's: "
+            f"A {search.ledger['A']:.2f} of at most A* {search.ledger['A_star']:.2f}"
         )
     return "; ".join(clauses) + "."
 

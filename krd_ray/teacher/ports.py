@@ -17,8 +17,8 @@ from krd_ray.errors import TeacherError
 from krd_ray.teacher.answers import Answers
 from krd_ray.teacher.calibrate import load_calibration
 from krd_ray.teacher.engine import Images
-from krd_ray.teacher.messages import Pixels, SoftTargets, TargetRequest
 from krd_ray.teacher.group import NAMESPACE
+from krd_ray.teacher.messages import Pixels, SoftTargets, TargetRequest
 from krd_ray.teacher.replica import Replica
 from krd_ray.teacher.spec import TeacherSpec
 from krd_ray.teacher.stored import StoreReader

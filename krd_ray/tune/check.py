@@ -127,6 +127,7 @@ class Present:
 
     def __init__(self, config: RunConfig, trial: Any = None) -> None:
         self._config, self._trial = config, trial
+        self.number = trial.number if trial is not None else 0
         self.params: Settings = {}
 
     def suggest_float(self, name: str, low: float, high: float, **how: Any) -> Any:

@@ -10,9 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from krd_ray.config_io import load_config
-from krd_ray.errors import ConfigError
+from krd_ray.errors import ConfigError, RunError
+from krd_ray.report.read_search import read_search
+from krd_ray.report.search_page import confirmed
+from krd_ray.report.search_text import print_search_table
+from krd_ray.report.terminal import new_console
 from krd_ray.tune.search import Search, new_search, resumed_search
-from krd_ray.tune.search_dir import SearchOptions
+from krd_ray.tune.search_dir import SearchDir, SearchOptions
 
 NUM_TRIALS = 40
 
@@ -66,6 +70,15 @@ def seeds_of(text: str) -> tuple[int, ...]:
         ) from error
 
 
-def print_search(search: Search, say: Callable[[str], None]) -> None:
-    """Prints the table of the search."""
-    say(f"best: {search.folder.best}")
+def print_search(folder: SearchDir, say: Callable[[str], None]) -> None:
+    """Prints the table of a search that has ended, and where everything lies.
+
+    Raises:
+        RunError: no trial has completed.
+    """
+    search = read_search(folder.root)
+    print_search_table(search, confirmed(search), new_console())
+    if search.record["best"] is None:
+        raise RunError(f"no trial has completed; {folder.trials_csv} says what became of each")
+    say(f"best config: {folder.best} (krd distill {folder.best})")
+    say(f"report: {folder.root / 'report/index.html'}")

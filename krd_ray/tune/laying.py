@@ -158,5 +158,6 @@ def _refuse_hidden(config: RunConfig, name: str) -> None:
         node = node[key]
     if node is not None:
         raise ConfigError(
-            f"{name} would change nothing: student {student.name} sets it itself; search students.{student.name}.{name}"
+            f"{name} would change nothing: student {student.name} sets it itself; search "
+            f"students.{student.name}.{name}"
         )

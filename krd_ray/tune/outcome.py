@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import warnings
 from typing import Any
 
 import optuna
@@ -91,9 +92,7 @@ def write_end(
         study: its trials.
         seconds: wall time of this driver.
     Returns:
-        The content of search.json.
-    Raises:
-        RunError: no trial has completed; trials.csv and ledger.json are written all the same.
+        The content of search.json; its `best` is None where no trial has completed.
     """
     write_trials(folder, study)
     ended = ended_trials(study)
@@ -105,8 +104,11 @@ def write_end(
         num_train=prepared.manifest.splits["train"].num_rows,
         cycle=prepared.config.views.cycle,
     )
-    _write_ledger(folder.run, prepared, space, config, study)
+    _write_ledger(folder.run, prepared, config, study)
     front = best_trials(study)
+    if not front:
+        folder.add(best=None, front=[], importance={})
+        return folder.read()
     chosen = compromise(study, front)
     write_text(folder.best, dump_config(best_config(config, chosen)))
     for trial in front if len(space.metrics) > 1 else []:
@@ -148,7 +150,11 @@ def importance(study: optuna.Study, space: Space) -> dict[str, dict[str, float]]
         values = {trial.values[index] for trial in complete}
         if len(complete) >= MIN_TRIALS_OF_IMPORTANCE and len(values) > 1:
             sign = -1.0 if space.modes[index] == "max" else 1.0  # the evaluator asks what makes a target low
-            shares = optuna.importance.get_param_importances(study, target=_value_of(index, sign))
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore", UserWarning
+                )  # about the sign, and few trials, which the page says
+                shares = optuna.importance.get_param_importances(study, target=_value_of(index, sign))
             found[metric] = {name: float(share) for name, share in shares.items()}
     return found
 
@@ -160,9 +166,7 @@ def _value_of(index: int, sign: float) -> Any:
     return value
 
 
-def _write_ledger(
-    run: RunDir, prepared: Prepared, space: Space, config: RunConfig, study: optuna.Study
-) -> None:
+def _write_ledger(run: RunDir, prepared: Prepared, config: RunConfig, study: optuna.Study) -> None:
     """The ledger of a run whose students are the trials; a trial that never trained is not among them."""
     trained = [trial for trial in ended_trials(study) if (run.student(str(trial.number)).metrics).is_file()]
     trials = [str(trial.number) for trial in trained]

@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from krd_ray.errors import RunError
 from krd_ray.tune import study as names
 from krd_ray.tune.outcome import STATES
 from krd_ray.tune.search_dir import SearchDir, SearchOptions
@@ -120,9 +119,8 @@ def trial_line(trial: FrozenTrial, space: Space) -> str:
 
 
 def _best(study: optuna.Study, space: Space) -> str:
-    try:
-        front = best_trials(study)
-    except RunError:
+    front = best_trials(study)
+    if not front:
         return "none yet"
     shown = [
         f"{'/'.join(_number(value) for value in trial.values)} (trial {trial.number})" for trial in front[:3]

@@ -16,8 +16,8 @@ MOST = 256
 def trials_that_fit(prepared: Prepared, probe: Probe, *, streams: bool) -> int:
     """Returns the largest number of trials that find a place together, at least 1.
 
-    Nodes are packed process by process, as for a run's students; on a cluster that others use, what is free now bounds
-    the number too.
+    Nodes are packed process by process, as for a run's students; on a cluster that others use, what is free now
+    bounds the number too.
 
     Args:
         prepared: the search.

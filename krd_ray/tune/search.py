@@ -11,15 +11,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from optuna import Study
+from optuna.storages import BaseStorage
+
 from krd_ray.config import RunConfig
 from krd_ray.config_io import parse_config
 from krd_ray.errors import ConfigError, Interrupted, RunError
+from krd_ray.report.search_page import build_search_report
 from krd_ray.train.cluster import connected
 from krd_ray.train.prepare import Prepared, prepare
 from krd_ray.train.run import check_and_choose_cache, with_cached_blocks, write_origin
 from krd_ray.train.rundir import read_json
 from krd_ray.train.teaching import check_store_budget, teaching
 from krd_ray.tune.check import Probe, as_it_stands, check_metrics, probe_space
+from krd_ray.tune.confirm import confirm_best
 from krd_ray.tune.laying import only_student
 from krd_ray.tune.outcome import write_end, write_trials
 from krd_ray.tune.progress import SearchProgress
@@ -94,7 +99,8 @@ def new_search(
     study = open_study(open_storage(options.storage, folder.root), options.study, space)
     if study.get_trials(deepcopy=False):
         raise ConfigError(
-            f"--storage {options.storage} holds a study {options.study} already; resume its search, or give --study another name"
+            f"--storage {options.storage} holds a study {options.study} already; resume its search, or give --study "
+            "another name"
         )
     queue_first(study, as_it_stands(space, chosen) if space.baseline else None)
     if earlier is not None:
@@ -135,6 +141,25 @@ def run_search(search: Search, say: Say) -> dict[str, Any]:
     Raises:
         Interrupted: asked to stop; the search can be resumed.
     """
+    folder = search.folder
+    try:
+        with connected(search.config.ray):
+            record = _run_trials(search, say)
+            seeds, best = search.options.confirm_seeds, record["best"]
+            if seeds and best is not None and not best["baseline"]:
+                confirm_best(search.config, folder, seeds=seeds, at_once=record["at_once"], say=say)
+    except Interrupted as error:
+        raise Interrupted(
+            f"{error.message}; finished trials are kept, continue with `krd tune --resume {folder.root}`"
+        ) from error
+    finally:
+        if folder.trials_csv.is_file():
+            build_search_report(folder.root)
+    return folder.read()
+
+
+def _run_trials(search: Search, say: Say) -> dict[str, Any]:
+    """Runs the trials that are left, and writes what comes out of all of them."""
     options, folder = search.options, search.folder
     storage = open_storage(options.storage, folder.root)
     study = open_study(storage, options.study, search.space)
@@ -144,15 +169,9 @@ def run_search(search: Search, say: Say) -> dict[str, Any]:
     left = options.trials - len(ended_trials(study))
     started = time.time()
     if left > 0:
-        try:
-            _run(search, storage, left, say)
-        except Interrupted as error:
-            raise Interrupted(
-                f"{error.message}; finished trials are kept, continue with `krd tune --resume {folder.root}`"
-            ) from error
-    return write_end(
-        folder, search.config, search.space, search.prepared, study, seconds=time.time() - started
-    )
+        _start_trials(search, storage, left, say)
+    seconds = time.time() - started if left > 0 else 0.0
+    return write_end(folder, search.config, search.space, search.prepared, study, seconds=seconds)
 
 
 def _checked(folder: SearchDir, options: SearchOptions, config: RunConfig, space: Space) -> Search:
@@ -164,7 +183,7 @@ def _checked(folder: SearchDir, options: SearchOptions, config: RunConfig, space
 
 
 def _for_trials(config: RunConfig, options: SearchOptions) -> RunConfig:
-    """The config that trials are laid over: fewer epochs, a validation row where one is needed, a store that stays."""
+    """The config that trials are laid over: its epochs, validation rows where ASHA needs them, a store that stays."""
     raw = config.model_dump(mode="json")
     (student,) = raw["students"]
     own = student["train"]
@@ -174,13 +193,14 @@ def _for_trials(config: RunConfig, options: SearchOptions) -> RunConfig:
     if config.teacher is not None:
         if config.teacher.placement == "in_process":
             raise ConfigError(
-                "teacher.placement in_process gives every trial a teacher of its own; a search shares one: set it to actors"
+                "teacher.placement in_process gives every trial a teacher of its own; a search shares one: set it to "
+                "actors"
             )
         raw["teacher"]["persist"] = True
     return parse_config(raw)
 
 
-def _begin_from(study: Any, earlier: SearchDir, search: Search) -> str:
+def _begin_from(study: Study, earlier: SearchDir, search: Search) -> str:
     """Feeds an earlier search into this one, and says what came of it."""
     record, options = earlier.read(), earlier.options()
     if record["metric"] != list(search.space.metrics):
@@ -200,42 +220,43 @@ def _begin_from(study: Any, earlier: SearchDir, search: Search) -> str:
     return f"from {earlier.root}: {added} finished trial(s) added{why}, {queued} best queued"
 
 
-def _run(search: Search, storage: Any, left: int, say: Say) -> None:
-    """Cluster, cache, teacher, trials."""
-    options, folder = search.options, search.folder
-    student = search.probe.typical
-    with connected(search.config.ray):
-        cache = check_and_choose_cache(search.prepared.for_students([student]), [student])
-        prepared = with_cached_blocks(search.prepared) if cache else search.prepared
-        at_once = min(
-            left, options.at_once or trials_that_fit(search.prepared, search.probe, streams=not cache)
+def _start_trials(search: Search, storage: BaseStorage, left: int, say: Say) -> None:
+    """Cache, teacher, trials, on the connected cluster."""
+    options, folder, student = search.options, search.folder, search.probe.typical
+    cache = check_and_choose_cache(search.prepared.for_students([student]), [student])
+    prepared = with_cached_blocks(search.prepared) if cache else search.prepared
+    fitting = options.at_once or trials_that_fit(search.prepared, search.probe, streams=not cache)
+    at_once = min(left, fitting)
+    folder.add(at_once=fitting)
+    taught = [student] * at_once if search.probe.needs_teacher else []
+    say(f"{left} trial(s) of {options.epochs} epoch(s), {at_once} at once, in {folder.root}")
+    with (
+        SearchProgress(folder, options, search.space) as progress,
+        teaching(prepared, folder.run, taught, progress.say) as link,
+    ):
+        if link is not None:
+            check_store_budget(prepared, link.feature_dim, prepared.config.views.cycle or options.epochs)
+            folder.add(teacher_actors=list(link.names))
+        shared = link.detached() if link is not None else None
+        kit = TrialKit(_for_trials(search.config, options), prepared, folder.run, shared)
+        search_alg = _search_alg(search, kit, storage, progress)
+        scheduler = scheduler_for(
+            search.space,
+            epochs=options.epochs,
+            grace=options.grace_epochs,
+            run=folder.run,
+            number_of=search_alg.number_of,
         )
-        taught = [student] * at_once if search.probe.needs_teacher else []
-        with (
-            SearchProgress(folder, options, search.space) as progress,
-            teaching(prepared, folder.run, taught, progress.say) as link,
-        ):
-            if link is not None:
-                check_store_budget(prepared, link.feature_dim, prepared.config.views.cycle or options.epochs)
-                folder.add(teacher_actors=list(link.names))
-            progress.say(f"{left} trial(s) of {options.epochs} epoch(s), {at_once} at once, in {folder.root}")
-            kit = TrialKit(
-                _for_trials(search.config, options), prepared, folder.run, link.detached() if link else None
-            )
+        run_trials(kit, search_alg, scheduler, num=left, at_once=at_once, tick=progress.refresh)
 
-            def ended(number: int) -> None:
-                progress.ended(search_alg.study, number)
-                write_trials(folder, search_alg.study)
 
-            study = open_study(storage, options.study, search.space)
-            search_alg = StudySearch(
-                search.space, kit.config, storage, options.study, sampler_for(study, options.seed), ended
-            )
-            scheduler = scheduler_for(
-                search.space,
-                epochs=options.epochs,
-                grace=options.grace_epochs,
-                run=folder.run,
-                number_of=search_alg.number_of,
-            )
-            run_trials(kit, search_alg, scheduler, num=left, at_once=at_once, tick=progress.refresh)
+def _search_alg(search: Search, kit: TrialKit, storage: BaseStorage, progress: SearchProgress) -> StudySearch:
+    options = search.options
+    study = open_study(storage, options.study, search.space)
+
+    def ended(number: int) -> None:
+        progress.ended(study, number)
+        write_trials(search.folder, study)
+
+    sampler = sampler_for(study, options.seed)
+    return StudySearch(search.space, kit.config, storage, options.study, sampler, ended)

@@ -180,6 +180,7 @@ class StopByFile(ASHAScheduler):
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """Forgets a trial; its last row has been compared already."""
+        del tune_controller, result
         self._trial_info.pop(trial.trial_id, None)
 
     def save(self, checkpoint_path: str) -> None:

@@ -156,7 +156,8 @@ def _check_metric(metric: str, path: Path) -> None:
     hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
     if split == "test":
         raise ConfigError(
-            f"{path}: METRIC {metric!r}: a search never selects on the test split, which is read once, at the end; {hint}"
+            f"{path}: METRIC {metric!r}: a search never selects on the test split, which is read once, at the end; "
+            f"{hint}"
         )
     raise ConfigError(f"{path}: METRIC {metric!r} is no metric of a validation row; {hint}")
 

@@ -17,7 +17,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from krd_ray.errors import ConfigError, RunError
+from krd_ray.errors import ConfigError
 from krd_ray.tune.check import could_draw
 from krd_ray.tune.space import Settings, Space
 
@@ -53,7 +53,8 @@ def open_storage(url: str | None, root: Path) -> BaseStorage:
     except Exception as error:  # SQLAlchemy and database drivers raise their own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"--storage {url}: {reason}; expected sqlite:///FILE, postgresql://... or mysql://... with its driver installed"
+            f"--storage {url}: {reason}; expected sqlite:///FILE, postgresql://... or mysql://..., with its driver "
+            "installed"
         ) from error
 
 
@@ -154,7 +155,7 @@ class Replay:
     """
 
     def __init__(self, given: Settings) -> None:
-        self._given = given
+        self._given, self.number = given, 0
         self.params: Settings = {}
         self.distributions: dict[str, Any] = {}
 
@@ -232,14 +233,8 @@ def take_over(
 
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Own complete trials that no other one beats: the best, or the Pareto front of two objectives, in its order.
-
-    Raises:
-        RunError: none has completed.
-    """
+    """Own complete trials that no other one beats: the best, or the Pareto front of two objectives, in its order."""
     complete = [trial for trial in ended_trials(study) if trial.state == TrialState.COMPLETE]
-    if not complete:
-        raise RunError("no trial has completed; the search's trials.csv says what became of each")
     gains = {trial.number: gains_of(study, trial) for trial in complete}
     front = [
         trial

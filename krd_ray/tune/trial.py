@@ -70,7 +70,7 @@ def run_trial(config: dict[str, Any], kit: TrialKit) -> None:
                     reached = row["epoch"] + 1
                     tune.report({EPOCH: reached, **figures_of(row)})
         result = run.finish()
-    except Exception as error:  # whatever it is, it ends this trial and no other
+    except Exception as error:  # noqa: BLE001 - whatever it is, it ends this trial and no other
         message = error.message if isinstance(error, KrdError) else f"{type(error).__name__}: {error}"
         tune.report({EPOCH: reached, STATUS: "failed", TRIAL_ERROR: message})
         return

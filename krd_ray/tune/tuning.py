@@ -55,30 +55,7 @@ def run_trials(
     Raises:
         Exception: whatever Ray Tune raised; a trial that fails raises nothing.
     """
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
-    for logger in ("ray.tune", "ray.air", "ray.train"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
-    crumb = {f"node:{ray.util.get_node_ip_address()}": SHARE_OF_NODE}
-    trainable = tune.with_resources(
-        tune.with_parameters(run_trial, kit=kit), tune.PlacementGroupFactory([crumb])
-    )
-    tuner = tune.Tuner(
-        trainable,
-        tune_config=TuneConfig(
-            search_alg=search_alg,
-            scheduler=scheduler,
-            num_samples=num,
-            max_concurrent_trials=at_once,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name=f"session-{uuid.uuid4().hex[:8]}",
-            storage_path=str(kit.run.root / "ray_tune"),
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=0),
-        ),
-    )
+    tuner = _tuner(kit, search_alg, scheduler, num=num, at_once=at_once)
     raised: list[BaseException] = []
 
     def fit() -> None:
@@ -95,3 +72,32 @@ def run_trials(
         tick()
     if raised:
         raise raised[0]
+
+
+def _tuner(
+    kit: TrialKit, search_alg: StudySearch, scheduler: TrialScheduler, *, num: int, at_once: int
+) -> tune.Tuner:
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    for logger in ("ray.tune", "ray.air", "ray.train"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    crumb = {f"node:{ray.util.get_node_ip_address()}": SHARE_OF_NODE}
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, kit=kit), tune.PlacementGroupFactory([crumb])
+    )
+    return tune.Tuner(
+        trainable,
+        tune_config=TuneConfig(
+            search_alg=search_alg,
+            scheduler=scheduler,
+            num_samples=num,
+            max_concurrent_trials=at_once,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=f"session-{uuid.uuid4().hex[:8]}",
+            storage_path=str(kit.run.root / "ray_tune"),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    )

@@ -195,7 +195,7 @@ def tune(
         str | None,
         typer.Option(help="of the study: sqlite:///FILE, postgresql://... [default: a journal file]"),
     ] = None,
-    study: Annotated[str, typer.Option(help="its name in the storage")] = "search",
+    study: Annotated[str, typer.Option(help="its name in --storage [default: the folder's name]")] = "",
     earlier: Annotated[
         Path | None,
         typer.Option("--from", metavar="SEARCH_DIR", help="begin from an earlier search's trials"),

@@ -92,7 +92,7 @@ def _search(config: RunConfig, kind: str, root: Path, store: Path, trials: int, 
     options = SearchOptions(trials=trials, epochs=0, at_once=AT_ONCE)
     started = time.perf_counter()
     search = new_search(placed, SPACE, options, student=None, say=typer.echo)
-    study = open_study(open_storage(None, folder), options.study, search.space)
+    study = open_study(open_storage(None, folder), search.options.study, search.space)
     queue_first(study, None, _points(trials - 1))
     record = run_search(search, typer.echo)
     seconds = time.perf_counter() - started

@@ -60,7 +60,7 @@ def cost_line(search: SearchRecord) -> str:
     clauses = [f"{seconds(shared['trial_seconds'])} of trials"]
     wall = search.record.get("seconds")
     if wall:
-        clauses.append(f"{seconds(sum(wall))} of wall time in {len(wall)} session(s)")
+        clauses.append(f"{seconds(sum(wall))} of wall time (sessions that came to their end)")
     if teacher:
         ratio = search.ledger["forwards_per_unique_view"]
         per_view = "" if ratio is None else f" ({ratio:.3f} per unique view)"

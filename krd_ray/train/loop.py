@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import ray.train
 import ray.train.torch
+import ray.util
 import torch
 from torch import nn
 
@@ -106,6 +107,12 @@ class _Stopped(Exception):
     """Ends all ranks of a student that is asked to stop; nothing went wrong."""
 
 
+def _own_placement_group() -> str | None:
+    """The reservation that this worker lives in, so that somebody can give it back when nobody else does."""
+    group = ray.util.get_current_placement_group()
+    return group.id.hex() if group is not None else None
+
+
 def _derived_seed(*parts: int) -> int:
     """One seed from several numbers, for whatever in a model draws at random (dropout)."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
@@ -139,6 +146,7 @@ class _Worker:
             pid=os.getpid(),
             num_workers=self.world,
             device=str(self.device),
+            placement_group=_own_placement_group(),
         )
         # The step's own thread does all its work when torch has no others; else the process's clock must do.
         self.cpu_clock = time.thread_time if spec.num_threads == 1 else time.process_time

@@ -39,7 +39,7 @@ class SearchProgress:
         self._folder, self._options, self._space = folder, options, space
         self._console = console or Console(file=sys.stdout)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
-        self._offsets: dict[str, int] = {}
+        self._offsets = dict.fromkeys(self._folders(), 0)  # trials of an earlier session have ended
         self._running: dict[str, dict[str, Any]] = {}
         self._caption = ""
 
@@ -80,13 +80,15 @@ class SearchProgress:
             table.add_row(name, f"{seen.get('epoch', 0)}/{self._options.epochs}", loss, *figures)
         self._live.update(table, refresh=True)
 
+    def _folders(self) -> list[str]:
+        return [path.name for path in (self._folder.root / self._folder.run.members).iterdir()]
+
     def _read(self) -> None:
-        for folder in (self._folder.root / self._folder.run.members).iterdir():
-            student = self._folder.run.student(folder.name)
-            if folder.name not in self._running and folder.name in self._offsets:
+        for name in self._folders():
+            if name not in self._running and name in self._offsets:
                 continue
-            rows, self._offsets[folder.name] = student.rows_after(self._offsets.get(folder.name, 0))
-            seen = self._running.setdefault(folder.name, {})
+            rows, self._offsets[name] = self._folder.run.student(name).rows_after(self._offsets.get(name, 0))
+            seen = self._running.setdefault(name, {})
             for row in rows:
                 if row["split"] in ("train", "progress"):
                     seen["loss"] = row["loss"]

@@ -33,6 +33,7 @@ from krd_ray.tune.search_dir import SearchDir, SearchOptions
 from krd_ray.tune.searcher import StudySearch, scheduler_for
 from krd_ray.tune.space import Space, load_space
 from krd_ray.tune.study import (
+    STUDY,
     ended_trials,
     open_storage,
     open_study,
@@ -42,7 +43,7 @@ from krd_ray.tune.study import (
     take_over,
 )
 from krd_ray.tune.trial import TrialKit
-from krd_ray.tune.tuning import run_trials
+from krd_ray.tune.tuning import give_back, run_trials
 
 Say = Callable[[str], None]
 
@@ -76,7 +77,8 @@ def new_search(
     Args:
         config: with the student that is tuned.
         space_file: Python or YAML.
-        options: how many trials, how long; `epochs` 0 stands for the config's.
+        options: how many trials, how long; `epochs` 0 stands for the config's, `grace_epochs` 0 for a quarter of
+            them, an empty `study` for `search`, or for the folder's name in a storage that others may share.
         student: which of several.
         say: gets what an earlier search has brought in.
     Raises:
@@ -89,12 +91,13 @@ def new_search(
     epochs = options.epochs or chosen.train_of(chosen.students[0]).epochs
     grace = options.grace_epochs
     grace = max(1, epochs // 4) if grace == 0 else grace
-    options = replace(options, epochs=epochs, grace_epochs=grace)
+    study_name = options.study or (folder.root.name if options.storage else STUDY)
+    options = replace(options, epochs=epochs, grace_epochs=grace, study=study_name)
     search = _checked(folder, options, chosen, space)
     earlier = SearchDir(Path(options.earlier).expanduser().resolve()) if options.earlier else None
     if earlier is not None:
         earlier.read()  # raises, before anything is made
-    folder.create(options, space, chosen)
+    folder.create(options, space, search.config)
     write_origin(search.prepared, folder.run)
     study = open_study(open_storage(options.storage, folder.root), options.study, space)
     if study.get_trials(deepcopy=False):
@@ -102,7 +105,7 @@ def new_search(
             f"--storage {options.storage} holds a study {options.study} already; resume its search, or give --study "
             "another name"
         )
-    queue_first(study, as_it_stands(space, chosen) if space.baseline else None)
+    queue_first(study, as_it_stands(space, search.config) if space.baseline else None)
     if earlier is not None:
         say(_begin_from(study, earlier, search))
     return search
@@ -179,7 +182,15 @@ def _checked(folder: SearchDir, options: SearchOptions, config: RunConfig, space
     probe = probe_space(space, searched, seed=options.seed)
     prepared = prepare(searched.model_copy(update={"students": list(probe.students)}))
     check_metrics(space, prepared)
-    return Search(folder, options, config, space, probe, prepared)
+    return Search(folder, options, _resolved(config, prepared), space, probe, prepared)
+
+
+def _resolved(config: RunConfig, prepared: Prepared) -> RunConfig:
+    """The config with what depends on data and folder written out, but for the student, which trials change."""
+    update: dict[str, Any] = {"data": prepared.config.data, "views": prepared.config.views}
+    if config.teacher is not None and prepared.config.teacher is not None:
+        update["teacher"] = prepared.config.teacher.model_copy(update={"persist": config.teacher.persist})
+    return config.model_copy(update=update)
 
 
 def _for_trials(config: RunConfig, options: SearchOptions) -> RunConfig:
@@ -254,7 +265,9 @@ def _search_alg(search: Search, kit: TrialKit, storage: BaseStorage, progress: S
     options = search.options
     study = open_study(storage, options.study, search.space)
 
-    def ended(number: int) -> None:
+    def ended(number: int, lost: bool) -> None:
+        if lost:
+            give_back(search.folder.run.student(str(number)))
         progress.ended(study, number)
         write_trials(search.folder, study)
 

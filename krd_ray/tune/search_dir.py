@@ -38,7 +38,7 @@ class SearchOptions:
     epochs: int
     seed: int = 0
     storage: str | None = None
-    study: str = "search"
+    study: str = ""
     grace_epochs: int | None = None
     at_once: int | None = None
     confirm_seeds: tuple[int, ...] = ()

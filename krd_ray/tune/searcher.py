@@ -24,7 +24,7 @@ from krd_ray.tune.space import Space
 from krd_ray.tune.trial import EPOCH, LAID, NUMBER, STATUS, TRIAL_ERROR
 
 REDUCTION = 3  # of the trials that reach a rung, about one in three goes on
-Told = Callable[[int], None]
+Told = Callable[[int, bool], None]
 
 
 class StudySearch(OptunaSearch):
@@ -40,7 +40,7 @@ class StudySearch(OptunaSearch):
         storage: of the study.
         study_name: of the study.
         sampler: seeded.
-        on_end: gets the number of a trial that has ended.
+        on_end: gets the number of a trial that has ended, and whether its own process died.
     """
 
     def __init__(
@@ -106,7 +106,8 @@ class StudySearch(OptunaSearch):
         figures = trial.user_attrs.get(names.FIGURES, {})
         values = [figures.get(metric) for metric in self._krd_space.metrics]
         message = result.get(TRIAL_ERROR)
-        if error or STATUS not in result:
+        lost = error or STATUS not in result
+        if lost:
             message = message or "the trial's own process died"
         elif result[STATUS] == "finished" and not all(_is_finite(value) for value in values):
             message = f"its last validation row has no finite {', '.join(self._krd_space.metrics)}"
@@ -118,7 +119,7 @@ class StudySearch(OptunaSearch):
             self.study.tell(trial, values)
         else:
             self.study.tell(trial, state=TrialState.PRUNED)
-        self._on_end(trial.number)
+        self._on_end(trial.number, lost)
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray Tune pickles its settings into a file that nobody reads; the study is where the truth is."""

@@ -15,7 +15,9 @@ import ray
 from ray import tune
 from ray.tune import TuneConfig
 from ray.tune.schedulers import TrialScheduler
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from krd_ray.train.rundir import StudentDir
 from krd_ray.tune.searcher import StudySearch
 from krd_ray.tune.trial import TrialKit, run_trial
 
@@ -72,6 +74,19 @@ def run_trials(
         tick()
     if raised:
         raise raised[0]
+
+
+def give_back(folder: StudentDir) -> None:
+    """Removes the reservations of a trial whose own process was killed, and whose Ray Train run died with it.
+
+    Ray Train's cleaner would need the dashboard for that. A run that had not come to start its workers is not known.
+
+    Args:
+        folder: of the trial.
+    """
+    groups = {row.get("placement_group") for row in folder.rows() if row["split"] == "start"}
+    for group in groups - {None}:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(str(group)))))
 
 
 def _tuner(

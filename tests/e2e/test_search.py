@@ -22,7 +22,7 @@ from tests.e2e.conftest import krd, start_krd, wait_for
 pytestmark = pytest.mark.timeout(600)
 EPOCHS, CYCLE = 4, 2
 
-# The second trial's loss explodes.
+# The config learns next to nothing, the second trial's loss explodes.
 SPACE = """
 METRIC = "val/balanced"
 MODE = "max"
@@ -31,6 +31,7 @@ BASELINE = True
 
 def space(trial):
     trial.suggest_float("loss.lrd.weight", 0.01, 4.0, log=True)
+    trial.suggest_float("train.lr", 0.05, 0.2)
     if trial.number == 1:
         return {"train.lr": 1e30, "train.momentum": 0.0, "train.nesterov": False}
 """
@@ -55,7 +56,7 @@ def num_train(search: Path) -> int:
 def search_config(distill_config: Callable[..., Path], tmp_path: Path) -> Path:
     """One tiny student, two views, four epochs; the search goes to tmp_path/run."""
     (tmp_path / "space.py").write_text(SPACE)
-    train = {"epochs": EPOCHS, "checkpoint_every_epochs": EPOCHS, "max_failures": 1, "progress_every_s": 0.1}
+    train = {"epochs": EPOCHS, "checkpoint_every_epochs": EPOCHS, "lr": 1e-5, "progress_every_s": 0.1}
     return distill_config(
         [{"name": "only", "model": "digits_net_4"}], views={"cycle": CYCLE}, train=train, evaluate=True
     )
@@ -78,30 +79,19 @@ def ended(search: Path) -> list[dict[str, str]]:
 
 def test_a_search_costs_one_teacher_whatever_dies_in_it(search_config: Path, tmp_path: Path) -> None:
     search, space = tmp_path / "run", tmp_path / "space.py"
-    words = (
-        "tune",
-        search_config,
-        "--space",
-        space,
-        "--trials",
-        5,
-        "--grace-epochs",
-        1,
-        "--confirm-seeds",
-        "0 1",
-    )
-    process = start_krd(*words)
+    words = ["--trials", "4", "--at-once", "2", "--grace-epochs", "1", "--confirm-seeds", "0"]
+    process = start_krd("tune", search_config, "--space", space, *words)
     wait_for(lambda: ended(search), process)
     os.kill(wait_for(lambda: teacher_pid(search), process), signal.SIGKILL)
     output = process.communicate(timeout=400)[0]
     assert process.returncode == 0, output
 
     rows = {int(row["number"]): row for row in lines_of(search / "trials.csv")}
-    assert sorted(rows) == [0, 1, 2, 3, 4]
+    assert sorted(rows) == [0, 1, 2, 3]
     assert rows[0]["baseline"] == "True"
     assert rows[1]["state"] == "failed"
     assert "the loss is not finite at epoch" in rows[1]["error"]
-    others = [rows[number]["state"] for number in (0, 2, 3, 4)]
+    others = [rows[number]["state"] for number in (0, 2, 3)]
     assert set(others) <= {"complete", "stopped"}, "the teacher's death fails no trial"
 
     ledger = json_of(search / "ledger.json")
@@ -112,15 +102,13 @@ def test_a_search_costs_one_teacher_whatever_dies_in_it(search_config: Path, tmp
     record = json_of(search / "search.json")
     best = load_config(search / "best.yaml")
     assert best.train.epochs == EPOCHS
-    assert best.loss.lrd.weight == record["best"]["settings"].get("loss.lrd.weight", 1)
+    assert not record["best"]["baseline"]
+    assert best.train.lr == record["best"]["settings"]["train.lr"]
     assert (search / "report/index.html").read_text().count("<figure>") >= 3
-    assert re.search(r"5/5 trial \d", output)
-    if record["best"]["baseline"]:
-        assert not (search / "confirm").exists()
-        return
+    assert re.search(r"4/4 trial \d", output)
     confirmed = json_of(search / "confirm/ledger.json")
     assert confirmed["teacher"]["forwards"] == 0, "it reads the search's own store"
-    assert "test/balanced: the best" in output
+    assert "points for the best, with one seed, which has no spread: not to be told from chance" in output
 
 
 def test_a_killed_search_goes_on_and_repeats_no_trial_that_had_ended(
@@ -128,20 +116,9 @@ def test_a_killed_search_goes_on_and_repeats_no_trial_that_had_ended(
 ) -> None:
     search, space = tmp_path / "run", tmp_path / "space.py"
     space.write_text(SPACE.replace("trial.number == 1", "False"))
-    words = (
-        "tune",
-        search_config,
-        "--space",
-        space,
-        "--trials",
-        5,
-        "--no-prune",
-        "--no-confirm",
-        "--at-once",
-        2,
-    )
-    process = start_krd(*words)
-    wait_for(lambda: len(ended(search)) >= 2, process)
+    words = ["--trials", "4", "--at-once", "2", "--no-prune", "--no-confirm"]
+    process = start_krd("tune", search_config, "--space", space, *words)
+    wait_for(lambda: ended(search), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     wait_for_workers(search)
@@ -150,14 +127,17 @@ def test_a_killed_search_goes_on_and_repeats_no_trial_that_had_ended(
     assert done.returncode == 0, done.stdout + done.stderr
     rows = {row["number"]: row for row in lines_of(search / "trials.csv")}
     for number, row in before.items():
-        assert rows[number] == {**row, **{key: rows[number][key] for key in rows[number] if key not in row}}
+        assert {key: rows[number][key] for key in row} == row
         starts = (search / f"trials/{number}/metrics.jsonl").read_text().count('"split": "start"')
         assert starts == 1, "a trial that had ended is not trained again"
-    assert len(ended(search)) == 5, "the search is as long as it was to be"
+    assert len(ended(search)) == 4, "the search is as long as it was to be"
     interrupted = [row for row in rows.values() if row["state"] == "interrupted"]
-    drawn = [row["param loss.lrd.weight"] for row in rows.values()]
+    drawn = [(row["baseline"], row["param loss.lrd.weight"]) for row in rows.values()]
+    assert interrupted
     for row in interrupted:
-        assert drawn.count(row["param loss.lrd.weight"]) >= 2, "what was running is tried again"
+        assert drawn.count((row["baseline"], row["param loss.lrd.weight"])) >= 2, (
+            "what was running is tried again"
+        )
     ledger = json_of(search / "ledger.json")
     assert ledger["teacher"]["forwards"] == CYCLE * num_train(search), "of both sessions together"
     assert yaml.safe_load((search / "best.yaml").read_text())["students"][0]["name"] == "only"

@@ -1,12 +1,16 @@
-"""A search on the shared cluster: a trial that falls behind ends itself and gives everything back."""
+"""A search on the shared cluster: trials that fall behind, or whose process is killed, give everything back."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
@@ -39,8 +43,17 @@ def living_groups() -> list[Any]:
     return [group for group in groups if group["state"] != "REMOVED"]
 
 
+def kill_process_of(trial: Path) -> None:
+    """Kills the process of a trial once its student trains; the cluster's processes are ours."""
+    while not (trial / "metrics.jsonl").is_file():
+        time.sleep(0.1)
+    for process in psutil.Process().children(recursive=True):
+        if "ImplicitFunc" in " ".join(process.cmdline()):
+            os.kill(process.pid, signal.SIGKILL)
+
+
 @pytest.mark.usefixtures("cluster")
-def test_trial_that_asha_stops_gives_all_cpus_back(digits: Digits, weights: Path, tmp_path: Path) -> None:
+def test_stopped_and_killed_trials_give_all_cpus_back(digits: Digits, weights: Path, tmp_path: Path) -> None:
     before, groups = free_cpus(), len(living_groups())
     (tmp_path / "space.py").write_text(SPACE)
     config = parse_config(
@@ -61,17 +74,19 @@ def test_trial_that_asha_stops_gives_all_cpus_back(digits: Digits, weights: Path
         }
     )
     said: list[str] = []
-    options = SearchOptions(trials=2, epochs=0, grace_epochs=1, at_once=1)
+    options = SearchOptions(trials=3, epochs=0, grace_epochs=1, at_once=1)
     search = new_search(config, tmp_path / "space.py", options, student=None, say=said.append)
+    killer = threading.Thread(target=kill_process_of, args=(tmp_path / "search/trials/2",), daemon=True)
+    killer.start()
     record = run_search(search, said.append)
-    assert record["counts"] == {"complete": 1, "stopped": 1, "failed": 0}
+    killer.join()
+    assert record["counts"] == {"complete": 1, "stopped": 1, "failed": 1}
     assert record["best"]["baseline"]
-    (result,) = (
-        json.loads((tmp_path / f"search/trials/{number}/result.json").read_text()) for number in (1,)
-    )
+    result = json.loads((tmp_path / "search/trials/1/result.json").read_text())
     assert result["status"] == "stopped"
     assert result["epochs_done"] < EPOCHS
     assert not (tmp_path / "search/trials/1/model.safetensors").exists()
+    assert "the trial's own process died" in (tmp_path / "search/trials.csv").read_text()
     ledger = json.loads((tmp_path / "search/ledger.json").read_text())
     assert ledger["teacher"]["forwards"] == digits.raw.num_rows
     deadline = time.monotonic() + 20

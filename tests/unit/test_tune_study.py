@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
+from rich.console import Console
 
 from krd_ray.config_io import dump_config, load_config, parse_config
 from krd_ray.errors import ConfigError, RunError
@@ -16,6 +18,7 @@ from krd_ray.tune import study as names
 from krd_ray.tune.command import open_search, seeds_of
 from krd_ray.tune.confirm import confirmation_config
 from krd_ray.tune.outcome import best_config, importance, trial_row, write_trials
+from krd_ray.tune.progress import SearchProgress
 from krd_ray.tune.search_dir import SearchDir, SearchOptions
 from krd_ray.tune.searcher import StopByFile, StudySearch, scheduler_for
 from krd_ray.tune.space import Space, load_space
@@ -32,7 +35,7 @@ from krd_ray.tune.study import (
     take_over,
 )
 from krd_ray.tune.trial import EPOCH, LAID, NUMBER, STATUS, TRIAL_ERROR
-from tests.unit.run_builders import raw_run
+from tests.unit.run_builders import raw_run, write_student
 
 ONE = """
 METRIC = "val/few"
@@ -60,9 +63,12 @@ class Tune:
     def __init__(self, root: Path, space: Space, url: str | None = None, seed: int = 0) -> None:
         self.space, self.storage = space, open_storage(url, root)
         self.study = open_study(self.storage, "search", space)
-        self.ended: list[int] = []
+        self.ended: list[tuple[int, bool]] = []
         sampler = sampler_for(self.study, seed)
-        self.search = StudySearch(space, CONFIG, self.storage, "search", sampler, self.ended.append)
+        self.search = StudySearch(space, CONFIG, self.storage, "search", sampler, self.hear)
+
+    def hear(self, number: int, lost: bool) -> None:
+        self.ended.append((number, lost))
 
     def begin(self, trial_id: str) -> dict[str, Any]:
         suggested = self.search.suggest(trial_id)
@@ -116,7 +122,7 @@ def test_study_is_told_the_truth_about_every_end(tmp_path: Path, url: str | None
         "its last validation row has no finite val/few",
         "the trial's own process died",
     ]
-    assert tune.ended == [0, 1, 2, 3, 4]
+    assert tune.ended == [(0, False), (1, False), (2, False), (3, False), (4, True)]
 
 
 def test_interrupted_trials_run_again_and_finished_ones_do_not(tmp_path: Path, url: str | None) -> None:
@@ -291,6 +297,29 @@ def test_command_says_which_words_do_not_go_together(tmp_path: Path) -> None:
         open_search(tmp_path, None, options, (), student=None, resume=tmp_path, say=print)
     with pytest.raises(ConfigError, match="expected whole numbers"):
         seeds_of("a b")
+
+
+def test_progress_has_a_line_per_ended_trial_and_a_table_of_those_that_run(tmp_path: Path) -> None:
+    tune = Tune(tmp_path, space_of(tmp_path))
+    folder, options = SearchDir(tmp_path), SearchOptions(3, 4)
+    folder.run.make_folders()
+    write_student(folder.run, "9", epochs=1)  # of an earlier session
+    tune.whole("a", few=0.25)
+    tune.begin("b")
+    tune.end("b", "failed", "it broke\nin many lines")
+    for terminal in (False, True):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=200)
+        with SearchProgress(folder, options, tune.space, console) as progress:
+            write_student(folder.run, f"{terminal:d}", epochs=2)
+            progress.refresh()
+            progress.ended(tune.study, 0)
+            progress.ended(tune.study, 1)
+            progress.refresh()
+        printed = console.file.getvalue()  # type: ignore[attr-defined]
+        assert "2/3 trial 0: complete after 1 epoch(s) | val/few 0.25 | loss.rrd.target=" in printed
+        assert "| it broke | best val/few 0.25 (trial 0)" in printed
+        assert ("2/4" in printed) == terminal, "the running trial's epochs"
+        assert "1/4" not in printed, "the trial of the earlier session does not run"
 
 
 def test_row_of_a_trial_has_every_column_whatever_became_of_it() -> None:

@@ -59,8 +59,9 @@ class SearchRecord:
 
     @property
     def confirmation(self) -> Path | None:
-        """The run in which best and baseline were trained again; None where there is none."""
-        folder = self.path / "confirm"
+        """The run in which the best and the baseline were trained again; None where there is none."""
+        best = self.record.get("best") or {}
+        folder = self.path / "confirm" / str(best.get("number"))
         return folder if (folder / "evaluation.json").is_file() else None
 
 

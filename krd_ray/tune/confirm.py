@@ -22,7 +22,7 @@ from krd_ray.tune.search_dir import SearchDir
 
 def confirmation_config(
     config: RunConfig,
-    settings: Mapping[str, Any],
+    best: Mapping[str, Any],
     folder: SearchDir,
     *,
     seeds: Sequence[int],
@@ -32,7 +32,7 @@ def confirmation_config(
 
     Args:
         config: of one student, as it stands; with all its epochs.
-        settings: of the best trial.
+        best: the best trial's `number` and `settings`.
         folder: of the search.
         seeds: of weights and order; the views stay shared.
         at_once: students that train at the same time.
@@ -40,12 +40,12 @@ def confirmation_config(
     students = [
         trial_student(config, laid, f"{method}.s{seed}").model_copy(update={"seed": seed, "method": method})
         for seed in seeds
-        for method, laid in ((BASELINE, {}), (BEST, settings))
+        for method, laid in ((BASELINE, {}), (BEST, best["settings"]))
     ]
     raw = config.model_dump(mode="json")
     raw |= {
         "name": f"{config.name[:56]}-confirm",
-        "run_dir": str(folder.confirmation),
+        "run_dir": str(folder.confirmation(best["number"])),
         "students": [student.model_dump(mode="json") for student in students],
         "students_at_once": at_once,
         "evaluate": True,
@@ -77,8 +77,8 @@ def confirm_best(
         RunError: a student did not finish.
     """
     best = folder.read()["best"]
-    wanted = confirmation_config(config, best["settings"], folder, seeds=seeds, at_once=at_once)
-    root = folder.confirmation
+    wanted = confirmation_config(config, best, folder, seeds=seeds, at_once=at_once)
+    root = folder.confirmation(best["number"])
     epochs = wanted.train_of(wanted.students[0]).epochs
     folder.add(confirm_epochs=epochs)
     say(

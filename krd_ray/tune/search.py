@@ -208,7 +208,7 @@ def _for_trials(config: RunConfig, options: SearchOptions) -> RunConfig:
                 "actors"
             )
         raw["teacher"]["persist"] = True
-    return parse_config(raw)
+    return parse_config({**raw, "students_at_once": None})
 
 
 def _begin_from(study: Study, earlier: SearchDir, search: Search) -> str:
@@ -221,14 +221,16 @@ def _begin_from(study: Study, earlier: SearchDir, search: Search) -> str:
         )
     before = open_study(open_storage(options.storage, earlier.root), options.study, earlier.space())
     same_data = read_json(earlier.run.dataset)["content_hash"] == search.prepared.manifest.content_hash
-    same = (
-        same_data
-        and options.epochs == search.options.epochs
-        and record["student"] == search.config.students[0].name
-    )
+    same_epochs = options.epochs == search.options.epochs
+    same = same_data and same_epochs and _bare(earlier.config()) == _bare(search.config)
     added, queued = take_over(study, before, search.space, str(earlier.root), values=same)
-    why = "" if same else " (other images, epochs or student: its figures cannot be compared)"
+    why = "" if same else " (other images, epochs or config: its figures cannot be compared)"
     return f"from {earlier.root}: {added} finished trial(s) added{why}, {queued} best queued"
+
+
+def _bare(config: RunConfig) -> dict[str, Any]:
+    """What a trial's figures depend on, besides its own settings."""
+    return config.model_dump(exclude={"name", "run_dir", "ray", "students_at_once", "evaluate"})
 
 
 def _start_trials(search: Search, storage: BaseStorage, left: int, say: Say) -> None:

@@ -73,9 +73,9 @@ class SearchDir:
     def trials_csv(self) -> Path:
         return self.root / "trials.csv"
 
-    @property
-    def confirmation(self) -> Path:
-        return self.root / "confirm"
+    def confirmation(self, number: int) -> Path:
+        """Returns the run that compares a trial with the baseline; with more trials another may become the best."""
+        return self.root / "confirm" / str(number)
 
     def create(self, options: SearchOptions, space: Space, config: RunConfig) -> None:
         """Makes the folder of a new search; search.json comes last, only then is it one.

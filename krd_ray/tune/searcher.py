@@ -17,6 +17,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from krd_ray.config import RunConfig
+from krd_ray.errors import ConfigError
 from krd_ray.train.rundir import RunDir
 from krd_ray.tune import study as names
 from krd_ray.tune.check import Present
@@ -74,14 +75,17 @@ class StudySearch(OptunaSearch):
         return int(self._ot_trials[trial_id].number)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Draws the next trial, or takes the next one that is queued."""
+        """Draws the next trial, or takes the next one that is queued; one that cannot be drawn fails by itself."""
         trial = self.study.ask()
         self._ot_trials[trial_id] = trial
         if trial.user_attrs.get(names.BASELINE):
             self._krd_space.settings(Present(self._config, trial))
             settings: dict[str, Any] = {}
         else:
-            settings = self._krd_space.settings(trial)
+            try:
+                settings = self._krd_space.settings(trial)
+            except ConfigError as error:  # in a branch that nothing drew before
+                return {NUMBER: trial.number, LAID: {}, TRIAL_ERROR: error.message}
         trial.set_user_attr(names.SETTINGS, settings)
         return {NUMBER: trial.number, LAID: settings}
 

@@ -12,7 +12,7 @@ from typing import Any
 from ray import tune
 
 from krd_ray.config import RunConfig, StudentConfig
-from krd_ray.errors import KrdError
+from krd_ray.errors import ConfigError, KrdError
 from krd_ray.teacher.ports import TeacherLink
 from krd_ray.train.prepare import Prepared, resolve_student
 from krd_ray.train.run import student_run
@@ -56,6 +56,8 @@ def run_trial(config: dict[str, Any], kit: TrialKit) -> None:
     """
     reached = 0
     try:
+        if TRIAL_ERROR in config:
+            raise ConfigError(config[TRIAL_ERROR])
         student = kit.student(config[NUMBER], config[LAID])
         link = kit.link.attached() if kit.link is not None else None
         run = student_run(kit.prepared, kit.run, student, link)

@@ -106,7 +106,7 @@ def test_a_search_costs_one_teacher_whatever_dies_in_it(search_config: Path, tmp
     assert best.train.lr == record["best"]["settings"]["train.lr"]
     assert (search / "report/index.html").read_text().count("<figure>") >= 3
     assert re.search(r"4/4 trial \d", output)
-    confirmed = json_of(search / "confirm/ledger.json")
+    confirmed = json_of(search / f"confirm/{record['best']['number']}/ledger.json")
     assert confirmed["teacher"]["forwards"] == 0, "it reads the search's own store"
     assert "points for the best, with one seed, which has no spread: not to be told from chance" in output
 

@@ -14,7 +14,8 @@ from krd_ray.report.read_search import PARAM, is_search, read_search
 from krd_ray.report.search_page import FIGURES, build_search_report
 from krd_ray.report.search_tables import cost_rows, front_rows, history_rows, kind_of, slice_rows, trial_table
 from krd_ray.report.search_text import best_line, cost_line, objective
-from krd_ray.report.verdict import Difference, sentence
+from krd_ray.report.verdict import Difference, differences, sentence
+from tests.unit.report_runs import write_run
 
 VALUES = {
     "val/many": 0.6,
@@ -180,3 +181,25 @@ def test_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "search.json").write_text('{"metric": []}')
     with pytest.raises(RunError, match="has no mode; it was written by another version"):
         read_search(tmp_path)
+
+
+def test_confirmation_is_read_seed_by_seed_from_its_run_and_shown(tmp_path: Path) -> None:
+    confirm = {"options": {"epochs": 4, "seed": 0, "confirm_seeds": [0, 1, 2]}, "confirm_epochs": 20}
+    write_search(tmp_path, **confirm)
+    assert "Not finished yet" in build_search_report(tmp_path).read_text()
+    losses = {"baseline": "cross_entropy", "best": "balanced_softmax+rrd+lrd"}
+    run = write_run(tmp_path / "confirm/2", models=("resnet8",), methods=losses)
+    found = {each.metric: each for each in differences(run)}
+    models = json.loads((run / "evaluation.json").read_text())["models"]
+    few = (
+        {name: entry["metrics"]["few"] for name, entry in models.items()}
+        if "metrics" in models["teacher"]
+        else None
+    )
+    assert found["few"].num_pairs == 3
+    assert found["few"].gain == pytest.approx(found["few"].best - found["few"].baseline)
+    if few is not None:
+        assert found["few"].best == pytest.approx(sum(v for n, v in few.items() if n.startswith("best")) / 3)
+    text = build_search_report(tmp_path).read_text()
+    assert "Both trained with 20 epochs from the same teacher" in text
+    assert sentence(found["few"]).split(":")[0] in text

@@ -260,7 +260,8 @@ def test_nothing_is_stopped_with_two_objectives_or_when_switched_off(tmp_path: P
 
 def test_confirmation_pairs_best_and_baseline_and_reads_the_searchs_store(tmp_path: Path) -> None:
     folder = SearchDir(tmp_path)
-    found = confirmation_config(CONFIG, {"students.s.model": "digits_net_8"}, folder, seeds=(0, 1), at_once=2)
+    best = {"number": 7, "settings": {"students.s.model": "digits_net_8"}}
+    found = confirmation_config(CONFIG, best, folder, seeds=(0, 1), at_once=2)
     assert [student.name for student in found.students] == [
         "baseline.s0",
         "best.s0",
@@ -273,6 +274,7 @@ def test_confirmation_pairs_best_and_baseline_and_reads_the_searchs_store(tmp_pa
     assert found.teacher.persist
     assert found.teacher.spill_dir == str(tmp_path / "teacher/store")
     assert found.students_at_once == 2
+    assert found.run_dir == str(tmp_path / "confirm/7")
 
 
 def test_search_folder_keeps_what_a_resume_needs_and_is_not_taken_twice(tmp_path: Path) -> None:
@@ -328,3 +330,12 @@ def test_row_of_a_trial_has_every_column_whatever_became_of_it() -> None:
     assert row["state"] == "queued"
     assert row["param loss.rrd.weight"] is None
     assert "val/few" in row
+
+
+def test_trial_whose_settings_cannot_be_drawn_fails_alone(tmp_path: Path) -> None:
+    body = '    if trial.number == 1:\n        raise RuntimeError("a rare branch")\n'
+    tune = Tune(tmp_path, space_of(tmp_path, ONE + body))
+    tune.begin("a")
+    suggested = tune.begin("b")
+    assert "space() raised RuntimeError: a rare branch" in suggested[TRIAL_ERROR]
+    assert LAID in tune.begin("c")

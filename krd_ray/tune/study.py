@@ -219,7 +219,7 @@ def take_over(
                 params=found.params,
                 distributions=found.distributions,
                 intermediate_values=trial.intermediate_values,
-                user_attrs={SOURCE: source},
+                user_attrs={SOURCE: source} | {key: trial.user_attrs[key] for key in (FIGURES, EPOCHS)},
             )
         )
         added += 1

@@ -181,6 +181,7 @@ def test_earlier_search_brings_its_trials_and_its_best(tmp_path: Path) -> None:
     added, queued = new.study.trials
     assert added.value == 0.4
     assert added.user_attrs[names.SOURCE] == "old"
+    assert added.user_attrs[names.FIGURES] == {"val/few": 0.4}
     assert queued.state == TrialState.WAITING
     assert ended_trials(new.study) == [], "what was added does not count as a trial of this search"
     assert new.begin("x")[LAID] == added.params

@@ -25,7 +25,7 @@ from krd_ray.tune.search import new_search, run_search
 from krd_ray.tune.search_dir import SearchOptions
 
 HERE = Path(__file__).parent
-KEPT = ("trials.csv", "best.yaml")
+KEPT = ("trials.csv",)  # best.yaml names folders of the machine; its settings are among the figures
 NUM_CPUS = 2
 
 

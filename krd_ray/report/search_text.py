@@ -82,6 +82,7 @@ def print_search_table(search: SearchRecord, found: list[Difference], console: C
             console.print(line, soft_wrap=True, highlight=False, markup=False)
     if found:
         console.print(_confirmation(found))
+        console.print("test split, read once; mean and standard deviation over seeds, in %", soft_wrap=True)
     names = [metric.partition("/")[2] for metric in search.metrics]
     for each in found:
         if each.metric in names:
@@ -112,7 +113,7 @@ def _settings(row: Row) -> str:
 
 
 def _confirmation(found: list[Difference]) -> Table:
-    table = Table(box=SIMPLE, title="test split, read once; mean and standard deviation over seeds, in %")
+    table = Table(box=SIMPLE)
     for name in ("metric", "baseline", "best", "gain", "seeds"):
         table.add_column(name, justify="left" if name == "metric" else "right")
     for each in found:

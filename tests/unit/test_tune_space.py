@@ -244,3 +244,11 @@ def test_baseline_is_the_config_even_where_the_space_would_never_draw_it(tmp_pat
     assert found == {"loss.lrd.tau_prior": 1.5, "loss.rrd.target": "teacher"}, (
         "a weight of 0 is below the range"
     )
+
+
+@pytest.mark.parametrize("name", ["bound", "gain"])
+def test_configs_of_the_search_benchmark_can_be_searched(name: str) -> None:
+    base = load_config(ROOT / f"benchmarks/search/configs/{name}.yaml")
+    probe = probe_space(load_space(ROOT / "tune_spaces/loss_weights.py"), only_student(base, None), seed=0)
+    assert probe.needs_teacher
+    assert base.views.cycle is not None, "so that forwards are views times images"

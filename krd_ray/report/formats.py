@@ -45,6 +45,17 @@ def percent_with_spread(mean: float | None, std: float | None) -> str:
     )
 
 
+def points(mean: float, std: float | None) -> str:
+    """Write a difference of two fractions in percentage points with its sign, and its standard deviation.
+
+    Example:
+        >>> points(0.0123, 0.0041), points(-0.02, None)
+        ('+1.2 ± 0.4', '-2.0')
+    """
+    spread = "" if std is None else f" \N{PLUS-MINUS SIGN} {100 * std:.1f}"
+    return f"{100 * mean:+.1f}{spread}"
+
+
 def milliseconds(value: float | None) -> str:
     """Write a latency with three digits.
 

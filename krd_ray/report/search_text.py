@@ -9,7 +9,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from krd_ray.report.formats import count, percent_with_spread, seconds, setting
+from krd_ray.report.formats import count, percent_with_spread, points, seconds, setting
 from krd_ray.report.read_run import Row
 from krd_ray.report.read_search import PARAM, SearchRecord
 from krd_ray.report.search_tables import trial_table
@@ -121,7 +121,7 @@ def _confirmation(found: list[Difference]) -> Table:
             each.metric,
             percent_with_spread(each.baseline, each.baseline_std),
             percent_with_spread(each.best, each.best_std),
-            percent_with_spread(each.gain, each.gain_std),
+            points(each.gain, each.gain_std),
             str(each.num_pairs),
         )
     return table

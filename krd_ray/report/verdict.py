@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from krd_ray.report.formats import points
 from krd_ray.report.read_run import read_run
 from krd_ray.report.seeds import mean_and_std
 from krd_ray.report.tables import headline_rows
@@ -95,10 +96,10 @@ def sentence(difference: Difference) -> str:
     """Says in words what a difference is worth, whatever it turned out to be."""
     if difference.num_pairs < 2:
         return (
-            f"test/{difference.metric}: {_signed(difference.gain)} points for the best, with one seed, which has no "
-            "spread: not to be told from chance."
+            f"test/{difference.metric}: {points(difference.gain, None)} points for the best, with one seed, which "
+            "has no spread: not to be told from chance."
         )
-    measured = f"{_signed(difference.gain)} \N{PLUS-MINUS SIGN} {100 * (difference.gain_std or 0):.1f} points"
+    measured = f"{points(difference.gain, difference.gain_std)} points"
     over = f"over {difference.num_pairs} seeds, paired"
     if difference.is_clear:
         return f"test/{difference.metric}: the best beats the baseline by {measured} {over}: more than the spread."
@@ -108,7 +109,3 @@ def sentence(difference: Difference) -> str:
             "spread, so no gain is claimed."
         )
     return f"test/{difference.metric}: the best does not beat the baseline: {measured} {over}."
-
-
-def _signed(fraction: float) -> str:
-    return f"{100 * fraction:+.1f}"

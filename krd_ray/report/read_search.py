@@ -16,6 +16,8 @@ from krd_ray.report.read_run import Json, Row, read_json_file
 PARAM = "param "
 TEXT = ("state", "from", "error")
 RECORD = "search.json"
+NATS = ("val/loss",)
+"""Metrics that are no fractions."""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from krd_ray.report.drawing import MAX_COLUMNS, name_bars, new_figure, percent_t
 from krd_ray.report.formats import short_count
 from krd_ray.report.palette import INK, METHOD_COLOURS, TRIAL_LOOKS, Palette
 from krd_ray.report.read_run import Row
+from krd_ray.report.read_search import NATS
 
-NATS = ("val/loss",)
 WIDE_RATIO = 20
 """A positive parameter whose values span more than this ratio gets a logarithmic axis."""
 SIZES = {"baseline": 150, "best": 80}

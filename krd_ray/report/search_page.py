@@ -16,7 +16,14 @@ from krd_ray.report.formats import count, seconds
 from krd_ray.report.palette import TRIAL_LOOKS
 from krd_ray.report.read_run import Row
 from krd_ray.report.read_search import SearchRecord, read_search
-from krd_ray.report.search_text import best_line, cost_line, objective, setting_lines
+from krd_ray.report.search_text import (
+    COLUMNS,
+    best_line,
+    cost_line,
+    figure,
+    objective,
+    setting_lines,
+)
 from krd_ray.report.verdict import Difference, differences, sentence
 from krd_ray.report.writing import Section, csv_bytes, render, write, write_picture
 
@@ -91,6 +98,8 @@ def _render(search: SearchRecord, sections: dict[str, Section]) -> str:
         table=tables.trial_table(search),
         looks={kind: colour for kind, (colour, _) in TRIAL_LOOKS.items()},
         kind=lambda row: tables.kind_of(search, row),
+        columns=list(dict.fromkeys([*COLUMNS, "val/balanced", *search.metrics])),
+        reached=figure,
     )
 
 
@@ -107,7 +116,7 @@ def _tiles(search: SearchRecord) -> list[tuple[str, str, str]]:
         )
     ]
     if best:
-        shown = " / ".join(f"{100 * value:.1f}" for value in best["values"].values())
+        shown = " / ".join(figure(metric, value) for metric, value in best["values"].items())
         who = "the config as it stands" if best["baseline"] else f"trial {best['number']}"
         tiles.append((f"best {' / '.join(best['values'])}", shown, who))
     shared = (search.ledger or {}).get("search")

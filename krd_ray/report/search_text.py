@@ -9,9 +9,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from krd_ray.report.formats import count, percent_with_spread, points, seconds, setting
+from krd_ray.report.formats import NO_VALUE, count, percent_with_spread, points, seconds, setting
 from krd_ray.report.read_run import Row
-from krd_ray.report.read_search import PARAM, SearchRecord
+from krd_ray.report.read_search import NATS, PARAM, SearchRecord
 from krd_ray.report.search_tables import trial_table
 from krd_ray.report.verdict import Difference, sentence
 
@@ -32,7 +32,7 @@ def best_line(search: SearchRecord) -> str:
     best = search.record.get("best")
     if not best:
         return ""
-    reached = ", ".join(f"{metric} {value:.4f}" for metric, value in best["values"].items())
+    reached = ", ".join(f"{metric} {figure(metric, value)}" for metric, value in best["values"].items())
     if best["baseline"]:
         return f"The config as it stands is best: {reached}."
     front = search.record.get("front") or []
@@ -44,6 +44,18 @@ def best_line(search: SearchRecord) -> str:
         )
         return f"{others} trial {best['number']}: {reached}."
     return f"Trial {best['number']} is best: {reached}."
+
+
+def figure(metric: str, value: float | None) -> str:
+    """Write what a trial reached in a metric: a fraction as a percentage, a loss as it is.
+
+    Example:
+        >>> figure("val/few", 0.1234), figure("val/loss", 2.30261), figure("val/few", None)
+        ('12.3%', '2.3026', '–')
+    """
+    if value is None:
+        return NO_VALUE
+    return f"{value:.4f}" if metric in NATS else f"{value:.1%}"
 
 
 def setting_lines(search: SearchRecord) -> list[tuple[str, str]]:
@@ -98,7 +110,7 @@ def _table(search: SearchRecord) -> Table:
         )
     rows = trial_table(search)
     for row in rows[:MOST_TRIALS]:
-        figures = ("-" if row[key] is None else f"{row[key]:.1%}" for key in (*COLUMNS, *extra))
+        figures = (figure(key, row[key]) for key in (*COLUMNS, *extra))
         table.add_row(str(row["number"]), row["state"], str(row["epochs"]), *figures, _settings(row))
     if len(rows) > MOST_TRIALS:
         table.caption = f"the first {MOST_TRIALS} of {len(rows)}; trials.csv holds all"

@@ -99,7 +99,7 @@ def test_page_stands_alone_and_every_picture_has_its_numbers(tmp_path: Path) -> 
     assert [key for key in FIGURES if (page.parent / f"{key}.csv").is_file()] == drawn
     assert text.count("data:image/png;base64,") == len(drawn)
     assert "http" not in text.replace("http://www.w3.org", "")
-    assert "Trial 2 is best: val/few 0.3000." in text
+    assert "Trial 2 is best: val/few 30.0%." in text
     assert "the loss is not finite, at epoch 0" in text
     assert "Not asked for (--no-confirm)" in text
     assert "name: run # &lt;best&gt;" in text

@@ -23,7 +23,7 @@ from krd_ray.tune import study as names
 from krd_ray.tune.laying import lay
 from krd_ray.tune.search_dir import SearchDir
 from krd_ray.tune.space import BETTER, PREFIX, Space
-from krd_ray.tune.study import best_trials, compromise, ended_trials
+from krd_ray.tune.study import best_trials, compromise, ended_trials, own_trials
 
 STATES = {
     TrialState.COMPLETE: "complete",
@@ -167,8 +167,12 @@ def _value_of(index: int, sign: float) -> Any:
 
 
 def _write_ledger(run: RunDir, prepared: Prepared, config: RunConfig, study: optuna.Study) -> None:
-    """The ledger of a run whose students are the trials; a trial that never trained is not among them."""
-    trained = [trial for trial in ended_trials(study) if (run.student(str(trial.number)).metrics).is_file()]
+    """The ledger of a run whose students are the trials.
+
+    A trial that never trained is not among them; one that died with its driver is, for it has cost something too.
+    """
+    trained = [trial for trial in own_trials(study) if run.student(str(trial.number)).metrics.is_file()]
+    ended = {str(trial.number) for trial in ended_trials(study)}
     trials = [str(trial.number) for trial in trained]
     taught = [
         str(trial.number)
@@ -184,7 +188,7 @@ def _write_ledger(run: RunDir, prepared: Prepared, config: RunConfig, study: opt
         driver_bytes=RECEIVED_BYTES,
         on_cpu=all(each.num_gpus == 0 for each in resources),
     )
-    ledger["search"] = sharing(ledger, prepared, taught)
+    ledger["search"] = sharing(ledger, prepared, [name for name in taught if name in ended])
     write_json(run.ledger, ledger)
 
 
@@ -205,8 +209,8 @@ def sharing(ledger: dict[str, Any], prepared: Prepared, taught: list[str]) -> di
     Each of those would keep its own store, so that it too forwards a view once.
 
     Returns:
-        `trial_seconds`: all trials' seconds of training and waiting; `forwards_one_teacher_per_trial`; `forwards`;
-        `forwards_saved`.
+        `trial_seconds`: all trials' seconds of training and waiting; `forwards_one_teacher_per_trial`, of trials that
+        ended by themselves; `forwards`, of all sessions; `forwards_saved`.
     """
     cycle, num_images = prepared.config.views.cycle, prepared.manifest.splits["train"].num_rows
     epochs = [ledger["students"][name]["epochs"] for name in taught]

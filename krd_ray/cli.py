@@ -170,6 +170,68 @@ def distill(
 
 
 @app.command()
+def tune(
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML file with the run's settings, one student")
+    ] = None,
+    space: Annotated[
+        Path | None, typer.Option(help="what is drawn: a file like those in tune_spaces/")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="how many, the config as it stands included [default: 40]")
+    ] = None,
+    settings: Settings = None,
+    student: Annotated[str | None, typer.Option(help="which student, where the config has several")] = None,
+    epochs: Annotated[int, typer.Option(min=0, help="of a trial; 0: the config's train.epochs")] = 0,
+    prune: Annotated[bool, typer.Option(help="stop trials early that fall behind (one metric only)")] = True,
+    grace_epochs: Annotated[
+        int, typer.Option(min=0, help="epochs before a trial may be stopped; 0: a quarter of them")
+    ] = 0,
+    at_once: Annotated[
+        int | None, typer.Option(min=1, help="trials at the same time [default: what the cluster holds]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of the sampler")] = 0,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="of the study: sqlite:///FILE, postgresql://... [default: a journal file]"),
+    ] = None,
+    study: Annotated[str, typer.Option(help="its name in --storage [default: the folder's name]")] = "",
+    earlier: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="SEARCH_DIR", help="begin from an earlier search's trials"),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="continue this search after a kill, or with more --trials")
+    ] = None,
+    confirm: Annotated[
+        bool, typer.Option(help="at the end, train best and baseline with several seeds and test both once")
+    ] = True,
+    confirm_seeds: Annotated[str, typer.Option(help="seeds of that comparison")] = "0 1 2",
+) -> None:
+    """Search settings with many trials that share one teacher, one target store and one cluster."""
+    from krd_ray.tune.command import open_search, print_search, seeds_of
+    from krd_ray.tune.search import run_search
+    from krd_ray.tune.search_dir import SearchOptions
+
+    options = SearchOptions(
+        trials=trials or 0,
+        epochs=epochs,
+        seed=seed,
+        storage=storage,
+        study=study,
+        grace_epochs=grace_epochs if prune else None,
+        at_once=at_once,
+        confirm_seeds=seeds_of(confirm_seeds) if confirm else (),
+        earlier=str(earlier) if earlier else None,
+    )
+    search = open_search(
+        config, space, options, settings or (), student=student, resume=resume, say=typer.echo
+    )
+    run_search(search, typer.echo)
+    print_search(search.folder, typer.echo)
+
+
+@app.command()
 def targets(config: ConfigPath, settings: Settings = None) -> None:
     """Fill the teacher's store with all views of all images, so that later runs need no teacher."""
     from krd_ray.config_io import load_config
@@ -209,11 +271,14 @@ def evaluate(
 
 
 @app.command()
-def report(run_dir: Annotated[Path, typer.Argument(help="run directory")]) -> None:
-    """Write the HTML report of a run, with its pictures and their data."""
+def report(run_dir: Annotated[Path, typer.Argument(help="directory of a run or a search")]) -> None:
+    """Write the HTML report of a run or a search, with its pictures and their data."""
     from krd_ray.report.page import build_report
+    from krd_ray.report.read_search import is_search
+    from krd_ray.report.search_page import build_search_report
 
-    typer.echo(f"report: {build_report(run_dir)}")
+    build = build_search_report if is_search(run_dir) else build_report
+    typer.echo(f"report: {build(run_dir)}")
 
 
 @app.command()

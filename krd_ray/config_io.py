@@ -86,6 +86,11 @@ def apply_setting(raw: dict[str, Any], setting: str) -> None:
     name, separator, text = setting.partition("=")
     if not separator or not name:
         raise ConfigError(f"--set {setting!r}: expected a.b=value, for instance --set train.epochs=10")
+    apply_value(raw, name, _parse_value(text, name))
+
+
+def apply_value(raw: dict[str, Any], name: str, value: Any) -> None:
+    """Sets one dotted name in `raw` to a value that is not text to be parsed; otherwise as `apply_setting`."""
     node: Any = raw
     keys = name.split(".")
     while len(keys) > 1:
@@ -94,9 +99,9 @@ def apply_setting(raw: dict[str, Any], setting: str) -> None:
         keys = keys[size:]
     last = keys[0]
     if isinstance(node, list):
-        node[_list_index(node, last, name)] = _parse_value(text, name)
+        node[_list_index(node, last, name)] = value
     elif isinstance(node, dict):
-        node[last] = _parse_value(text, name)
+        node[last] = value
     else:
         raise ConfigError(f"--set {name}: the part before .{last} is not a mapping")
 
@@ -142,6 +147,11 @@ def _list_index(items: list[Any], key: str, name: str) -> int:
 def dump_config(config: RunConfig) -> str:
     """Returns the config as YAML that `load_config` reads back to an equal config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def explain_error(error: ValidationError, model: type[BaseModel]) -> str:
+    """Returns what is wrong with a file of settings, a line per problem, each by its dotted name."""
+    return _explain(error, model, ())
 
 
 def _explain(error: ValidationError, model: type[BaseModel], prefix: Location) -> str:

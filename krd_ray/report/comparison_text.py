@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from krd_ray.report.comparison import DIFFERENCES, METRICS, Comparison, clear_best
-from krd_ray.report.formats import count, milliseconds, percent_with_spread
+from krd_ray.report.formats import count, milliseconds, percent_with_spread, points
 from krd_ray.report.read_run import Row, Run
 
 HEADINGS = {
@@ -124,16 +124,12 @@ def paired_table(comparison: Comparison) -> TextTable | None:
     rows = []
     for cell in cells:
         words = [*(_text(cell, key) for key in columns.values()), str(cell["num_pairs"])]
-        differences = [_signed(cell[f"{key}_diff"], cell[f"{key}_diff_std"]) for key in DIFFERENCES]
+        differences = [
+            DASH if cell[f"{key}_diff"] is None else points(cell[f"{key}_diff"], cell[f"{key}_diff_std"])
+            for key in DIFFERENCES
+        ]
         rows.append([Cell(text) for text in (*words, *differences)])
     return TextTable([*columns, "pairs", *(HEADINGS[key] for key in DIFFERENCES)], rows, cells)
-
-
-def _signed(mean: float | None, std: float | None) -> str:
-    if mean is None:
-        return DASH
-    spread = "" if std is None else f" \N{PLUS-MINUS SIGN} {100 * std:.1f}"
-    return f"{100 * mean:+.1f}{spread}"
 
 
 def models_table(comparison: Comparison) -> TextTable:

@@ -45,6 +45,17 @@ def percent_with_spread(mean: float | None, std: float | None) -> str:
     )
 
 
+def points(mean: float, std: float | None) -> str:
+    """Write a difference of two fractions in percentage points with its sign, and its standard deviation.
+
+    Example:
+        >>> points(0.0123, 0.0041), points(-0.02, None)
+        ('+1.2 ± 0.4', '-2.0')
+    """
+    spread = "" if std is None else f" \N{PLUS-MINUS SIGN} {100 * std:.1f}"
+    return f"{100 * mean:+.1f}{spread}"
+
+
 def milliseconds(value: float | None) -> str:
     """Write a latency with three digits.
 
@@ -118,3 +129,15 @@ def byte_size(value: float | None) -> str:
         if value >= size:
             return f"{value / size:.1f} {suffix}"
     return f"{value:.0f} B"
+
+
+def setting(value: object) -> str:
+    """Write a setting's value for people.
+
+    Example:
+        >>> setting(0.123456), setting("full"), setting(None)
+        ('0.1235', 'full', '–')
+    """
+    if value is None:
+        return NO_VALUE
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

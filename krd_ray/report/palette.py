@@ -31,6 +31,14 @@ SHARING_COLOURS = {
     "teacher_protocol": "#F9C5A3",
     "student_protocol": "#B9C7D6",
 }
+TRIAL_LOOKS = {
+    "complete": ("#0072B2", "o"),
+    "from an earlier search": ("#56B4E9", "D"),
+    "stopped early": ("#9AA5B1", "v"),
+    "baseline": ("#D55E00", "*"),
+    "best": ("#009E73", "P"),
+}
+"""Colour and marker of a trial, by what it is; a later entry is drawn over an earlier one."""
 
 Palette = dict[str | None, tuple[str, str]]
 

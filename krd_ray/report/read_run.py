@@ -69,13 +69,13 @@ def read_run(run_dir: Path) -> Run:
     _check_is_run_dir(run_dir)
     config_text = (run_dir / "config.yaml").read_text(encoding="utf-8")
     config = _parse_config(config_text, run_dir / "config.yaml")
-    dataset = _read_json(run_dir / "dataset.json")
+    dataset = read_json_file(run_dir / "dataset.json")
     assert dataset is not None, "checked above"
     _check_dataset(dataset, run_dir / "dataset.json")
-    evaluation = _read_json(run_dir / "evaluation.json")
+    evaluation = read_json_file(run_dir / "evaluation.json")
     if evaluation is not None:
         _check_evaluation(evaluation, int(dataset["num_classes"]), run_dir / "evaluation.json")
-    ledger = _read_json(run_dir / "ledger.json")
+    ledger = read_json_file(run_dir / "ledger.json")
     if ledger is not None:
         _require(ledger, ("students", "teacher"), run_dir / "ledger.json")
     names = _student_names(run_dir, config, evaluation, ledger)
@@ -84,7 +84,7 @@ def read_run(run_dir: Path) -> Run:
         config=config,
         config_text=config_text,
         dataset=dataset,
-        environment=_read_json(run_dir / "environment.json"),
+        environment=read_json_file(run_dir / "environment.json"),
         students=[_read_student(run_dir, name) for name in names],
         evaluation=evaluation,
         ledger=ledger,
@@ -147,7 +147,7 @@ def _read_student(run_dir: Path, name: str) -> Student:
     folder = run_dir / "students" / name
     metrics = folder / "metrics.jsonl"
     rows, num_broken = parse_metric_lines(metrics.read_bytes()) if metrics.is_file() else ([], 0)
-    result = _read_json(folder / "result.json")
+    result = read_json_file(folder / "result.json")
     if result is None:
         return Student(name, "unfinished" if rows else "not started", {}, rows, num_broken)
     _require(result, ("status",), folder / "result.json")
@@ -237,7 +237,12 @@ def _parse_config(text: str, path: Path) -> Json:
     return config
 
 
-def _read_json(path: Path) -> Json | None:
+def read_json_file(path: Path) -> Json | None:
+    """Read a JSON object; None where there is no such file, NaN and infinity as None.
+
+    Raises:
+        RunError: not valid JSON, or no object.
+    """
     if not path.is_file():
         return None
     try:

@@ -34,7 +34,7 @@ WIDTH_WHEN_PIPED = 124
 def print_headline(run_dir: Path) -> None:
     """Prints one row a model, or a method where a run compares them; then what sharing the teacher saved."""
     run = read_run(run_dir)
-    console = _new_console()
+    console = new_console()
     if compares(run):
         print_comparison(compare([run]), console)
     else:
@@ -46,10 +46,10 @@ def print_headline(run_dir: Path) -> None:
 
 def print_methods(comparison: Comparison) -> None:
     """Prints one row a data set, method and model."""
-    print_comparison(comparison, _new_console())
+    print_comparison(comparison, new_console())
 
 
-def _new_console() -> Console:
+def new_console() -> Console:
     """A console on standard output, of fixed width where that is no terminal."""
     piped = not sys.stdout.isatty()
     return Console(file=sys.stdout, width=WIDTH_WHEN_PIPED if piped else None, highlight=False)

@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from krd_ray.report.drawing import Draw, render_png
-from krd_ray.report.formats import count, milliseconds, number, percent, seconds
+from krd_ray.report.formats import count, milliseconds, number, percent, points, seconds, setting
 from krd_ray.report.palette import Palette
 from krd_ray.report.read_run import Row
 
@@ -72,6 +72,8 @@ def render(template: str, **values: Any) -> str:
         "number": number,
         "seconds": seconds,
         "milliseconds": milliseconds,
+        "points": points,
+        "setting": setting,
     }
     return environment.get_template(template).render(**values)
 

@@ -44,9 +44,10 @@ class TeacherGroup:
         self, specs: Sequence[TeacherSpec], resources: Resources, *, num_callers: int, name: str
     ) -> None:
         self._specs = list(specs)
+        self.names = tuple(f"{name}-{k}" for k in range(len(specs)))
         self.replicas = [
-            _actor_class(resources, num_callers).options(name=f"{name}-{k}", namespace=NAMESPACE).remote(spec)
-            for k, spec in enumerate(specs)
+            _actor_class(resources, num_callers).options(name=name, namespace=NAMESPACE).remote(spec)
+            for name, spec in zip(self.names, specs, strict=True)
         ]
 
     def start(self, shards: ShardSet, probe: npt.NDArray[np.uint8], *, min_accuracy: float) -> TeacherInfo:

@@ -17,6 +17,7 @@ from krd_ray.errors import TeacherError
 from krd_ray.teacher.answers import Answers
 from krd_ray.teacher.calibrate import load_calibration
 from krd_ray.teacher.engine import Images
+from krd_ray.teacher.group import NAMESPACE
 from krd_ray.teacher.messages import Pixels, SoftTargets, TargetRequest
 from krd_ray.teacher.replica import Replica
 from krd_ray.teacher.spec import TeacherSpec
@@ -133,9 +134,10 @@ class TeacherLink:
         placement: where it works.
         teacher_hash, feature_dim: what it is.
         timeout_s: how long to wait for one answer.
-        replicas: handles of the actors; empty for other placements.
+        replicas: handles of the actors; empty for other placements, and for a link that attaches by name.
         spec: for other placements; None for actors.
         has_pixels: the actors look pixels up by themselves.
+        names: of the actors in namespace `krd_ray`.
     """
 
     placement: Placement
@@ -145,6 +147,27 @@ class TeacherLink:
     replicas: tuple[Any, ...] = ()
     spec: TeacherSpec | None = None
     has_pixels: bool = False
+    names: tuple[str, ...] = ()
+
+    def detached(self) -> TeacherLink:
+        """Returns the link without handles: whoever gets it attaches to the actors by their names."""
+        return dataclasses.replace(self, replicas=())
+
+    def attached(self) -> TeacherLink:
+        """Returns the link with handles of the actors, looked up by name where it has none.
+
+        Raises:
+            TeacherError: the teacher of that name is gone.
+        """
+        if self.replicas or not self.names:
+            return self
+        try:
+            found = tuple(ray.get_actor(name, namespace=NAMESPACE) for name in self.names)
+        except ValueError as error:
+            raise TeacherError(
+                f"there is no teacher {self.names[0]} in this cluster any more; its driver has ended"
+            ) from error
+        return dataclasses.replace(self, replicas=found)
 
     def open(self, student: str, rank: int) -> list[Port]:
         """Returns one port per replica, for one worker of a student."""

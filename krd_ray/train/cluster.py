@@ -241,6 +241,11 @@ def living_nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def free_resources() -> dict[str, float]:
+    """Returns what nobody has reserved in the connected cluster now, all nodes together."""
+    return dict(ray.available_resources())
+
+
 def _scarcity(demand: Demand) -> tuple[float, float, float]:
     """Orders processes: custom resources and GPUs before CPUs, so that CPU work does not take their nodes."""
     cpus, gpus = demand.resources.get("CPU", 0.0), demand.resources.get("GPU", 0.0)

@@ -11,16 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from krd_ray.config import RunConfig, TeacherConfig
-from krd_ray.data.stream import cache_blocks, sample_ids_of
+from krd_ray.data.stream import cache_blocks
 from krd_ray.errors import ConfigError, ResourceError
-from krd_ray.teacher.homes import home_of
-from krd_ray.teacher.store import PAGE_BYTES, fits_store
 from krd_ray.train.cluster import check_resources, connected, demands_of, fits_cache, living_nodes
 from krd_ray.train.prepare import Prepared, prepare
-from krd_ray.train.teaching import open_group, start_group, teacher_specs
+from krd_ray.train.teaching import check_store_budget, open_group, start_group, teacher_specs
 
 
 @dataclass(frozen=True)
@@ -91,8 +87,7 @@ def _fill(prepared: Prepared, teacher: TeacherConfig, say: Callable[[str], None]
     group = open_group(prepared, teacher_specs(prepared, store, store), num_callers=1)
     try:
         info = start_group(group, prepared, say)
-        width = prepared.manifest.num_classes + info.feature_dim
-        _check_budget(teacher, prepared, cycle, width)
+        check_store_budget(prepared, info.feature_dim, cycle)
         started, rows = time.perf_counter(), 0
         for view in range(cycle):
             rows += group.fill(prepared.train, [view])
@@ -106,18 +101,6 @@ def _fill(prepared: Prepared, teacher: TeacherConfig, say: Callable[[str], None]
     group.close()
     forwards = sum(each["forwards"] for each in stats)
     return Filled(store, cycle, rows, forwards, sum(each["store_disk_bytes"] for each in stats), seconds)
-
-
-def _check_budget(teacher: TeacherConfig, prepared: Prepared, cycle: int, width: int) -> None:
-    """Refuses a budget under which a store would drop its oldest views while it is filled."""
-    homes = home_of(sample_ids_of(prepared.train), teacher.replicas)
-    rows = int(np.bincount(homes).max()) * cycle
-    if not fits_store(rows, width, teacher.disk_bytes):
-        needed = rows * width * 2 + PAGE_BYTES
-        raise ResourceError(
-            f"{rows:,} targets of {width} values, the share of one replica, need {needed:,} bytes in whole pages; "
-            f"teacher.disk_bytes is {teacher.disk_bytes:,}: raise it, or lower views.cycle"
-        )
 
 
 def _check_held(held: int, filled: int, teacher: TeacherConfig) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import ray.train
 import ray.train.torch
+import ray.util
 import torch
 from torch import nn
 
@@ -34,7 +35,7 @@ from krd_ray.train.epoch_account import EpochAccount
 from krd_ray.train.epoch_rows import EpochRows, RowSettings
 from krd_ray.train.evaluate import count_split, run_split
 from krd_ray.train.objective import StepTargets, class_weights_at, objective_terms, rectifier_for
-from krd_ray.train.reduce import all_finite, share_buffers, sum_over_ranks
+from krd_ray.train.reduce import all_finite, any_rank, share_buffers, sum_over_ranks
 from krd_ray.train.rundir import MetricsLog, StudentDir, write_json
 from krd_ray.train.student import Student, build_student
 
@@ -82,7 +83,8 @@ def train_worker(config: dict[str, Any]) -> None:
     """Trains one student from its last checkpoint to its last epoch; the function Ray Train calls on each rank.
 
     An error that a restart would only repeat (KrdError) is written to `error.json`; the attempt that Ray Train
-    then starts returns at once, and the driver reports the error.
+    then starts returns at once, and the driver reports the error. A student that is asked to stop (`StudentDir.stop`)
+    returns without exporting weights.
     """
     spec: WorkerSpec = config["spec"]
     folder = StudentDir(Path(spec.folder))
@@ -90,6 +92,8 @@ def train_worker(config: dict[str, Any]) -> None:
         return
     try:
         _Worker(spec, folder).run()
+    except _Stopped:
+        return
     except KrdError as error:
         write_json(folder.error, {"kind": type(error).__name__, "message": error.message})
         raise
@@ -97,6 +101,16 @@ def train_worker(config: dict[str, Any]) -> None:
 
 class _OtherRankFailed(Exception):
     """Ends a rank whose own values are good; the rank at fault writes what happened."""
+
+
+class _Stopped(Exception):
+    """Ends all ranks of a student that is asked to stop; nothing went wrong."""
+
+
+def _own_placement_group() -> str | None:
+    """The reservation that this worker lives in, so that somebody can give it back when nobody else does."""
+    group = ray.util.get_current_placement_group()
+    return group.id.hex() if group is not None else None
 
 
 def _derived_seed(*parts: int) -> int:
@@ -132,6 +146,7 @@ class _Worker:
             pid=os.getpid(),
             num_workers=self.world,
             device=str(self.device),
+            placement_group=_own_placement_group(),
         )
         # The step's own thread does all its work when torch has no others; else the process's clock must do.
         self.cpu_clock = time.thread_time if spec.num_threads == 1 else time.process_time
@@ -144,6 +159,8 @@ class _Worker:
             if self.spec.val_shards is not None and self._is_due(epoch, self.spec.train.val_every_epochs):
                 self._validate(epoch, self.spec.val_shards)
             self._write("coverage", epoch, **counted)  # the epoch's last row: readers wait for it
+            if epoch < self.spec.train.epochs - 1:
+                self._stop_if_asked()
             if self._is_due(epoch, self.spec.train.checkpoint_every_epochs):
                 self._refuse_non_finite_weights()
                 position = Position(epoch, self.step, self.val_balanced)
@@ -208,6 +225,8 @@ class _Worker:
             account.add(batch, terms, self.cpu_clock() - step_cpu)
             if self.log and account.is_due(train.progress_every_s):
                 self._write("progress", epoch, **account.so_far(), lr=self.descent.lr)
+                if self.world == 1:  # several ranks agree at the end of the epoch
+                    self._stop_if_asked()
         self._write("train", epoch, **account.total(self.device), lr=self.descent.lr)
         return self.rows.coverage(plan, account.seen, self.device)
 
@@ -278,6 +297,10 @@ class _Worker:
                 f"student {self.spec.student}, rank {self.rank}: weights are not finite after step {self.step}. The "
                 "last checkpoint is intact; lower train.lr, or set train.clip_norm or train.warmup_epochs"
             )
+
+    def _stop_if_asked(self) -> None:
+        if any_rank(self.rank == 0 and self.folder.stop.exists(), self.device):
+            raise _Stopped
 
     def _is_due(self, epoch: int, every: int) -> bool:
         return (epoch + 1) % every == 0 or epoch == self.spec.train.epochs - 1

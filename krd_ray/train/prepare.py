@@ -5,7 +5,8 @@ Does not touch Ray; everything here fails before a cluster is asked for anything
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from krd_ray.config import RunConfig, StudentConfig, TrainConfig, ViewsConfig
@@ -33,6 +34,10 @@ class Prepared:
     view: ViewSpec
     train: ShardSet
     val: ShardSet | None
+
+    def for_students(self, students: Sequence[StudentConfig]) -> Prepared:
+        """Returns the same run with other students; they must have been checked."""
+        return replace(self, config=self.config.model_copy(update={"students": list(students)}))
 
     @property
     def class_counts(self) -> tuple[int, ...]:
@@ -94,7 +99,7 @@ def _resolve(config: RunConfig, root: Path, image_side: int) -> RunConfig:
     update = {
         "data": config.data.model_copy(update={"dir": str(root), "image_size": image_side}),
         "views": _resolve_views(config.views, config.seed, image_side),
-        "students": [_resolve_student(config, student) for student in config.students],
+        "students": [resolve_student(config, student) for student in config.students],
     }
     if config.teacher is not None:
         gpu = config.teacher.resources.num_gpus > 0
@@ -123,7 +128,8 @@ def _resolve_views(views: ViewsConfig, seed: int, image_side: int) -> ViewsConfi
     )
 
 
-def _resolve_student(config: RunConfig, student: StudentConfig) -> StudentConfig:
+def resolve_student(config: RunConfig, student: StudentConfig) -> StudentConfig:
+    """Returns the student with precision and memory layout decided for its device."""
     train = resolve_train(config.train_of(student), gpu=student.resources.num_gpus > 0)
     own = {"precision": train.precision, "channels_last": train.channels_last}
     return student.model_copy(update={"train": {**student.train, **own}})

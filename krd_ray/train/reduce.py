@@ -34,6 +34,13 @@ def all_finite(values: Iterable[float], device: torch.device) -> bool:
     return bool(sum_over_ranks(torch.tensor([0.0 if finite else 1.0]), device).item() == 0)
 
 
+def any_rank(own: bool, device: torch.device) -> bool:
+    """Returns True on every rank when it is True on any, else False on every rank."""
+    if not _several():
+        return own
+    return bool(sum_over_ranks(torch.tensor([float(own)]), device).item() > 0)
+
+
 def share_buffers(module: nn.Module) -> None:
     """Gives every rank the buffers of rank 0 (running statistics), so that all ranks evaluate one model."""
     if _several():

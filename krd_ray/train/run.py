@@ -81,7 +81,9 @@ def _execute(prepared: Prepared, run: RunDir, students: Sequence[StudentConfig])
     config = prepared.config
     if students:
         with connected(config.ray):
-            prepared = _check_and_cache(prepared, run, students)
+            cache = check_and_choose_cache(prepared, students)
+            _write_start(prepared, run)
+            prepared = with_cached_blocks(prepared) if cache else prepared
             try:
                 _train(prepared, run, students)
             except Interrupted as error:
@@ -95,15 +97,17 @@ def _execute(prepared: Prepared, run: RunDir, students: Sequence[StudentConfig])
     return Outcome(run, results, len(students))
 
 
-def _check_and_cache(prepared: Prepared, run: RunDir, students: Sequence[StudentConfig]) -> Prepared:
-    """Checks resources, makes the run directory and puts decoded shards into the object store if they fit."""
+def check_and_choose_cache(prepared: Prepared, students: Sequence[StudentConfig]) -> bool:
+    """Checks resources on the connected cluster; returns whether decoded shards fit into its object store."""
     config = prepared.config
     wanted = prepared.train.decoded_bytes + (prepared.val.decoded_bytes if prepared.val else 0)
     cache = fits_cache(config.data, wanted)
     check_run(config, students, living_nodes(), streams=not cache)
-    _write_start(prepared, run)
-    if not cache:
-        return prepared
+    return cache
+
+
+def with_cached_blocks(prepared: Prepared) -> Prepared:
+    """Puts the decoded shards into the object store."""
     val = cache_blocks(prepared.val) if prepared.val else None
     return replace(prepared, train=cache_blocks(prepared.train), val=val)
 
@@ -113,6 +117,11 @@ def _write_start(prepared: Prepared, run: RunDir) -> None:
     if run.config.exists():
         return
     run.create()
+    write_origin(prepared, run)
+
+
+def write_origin(prepared: Prepared, run: RunDir) -> None:
+    """Writes down what a run depends on outside its config: environment.json and dataset.json."""
     write_json(run.root / "environment.json", environment())
     manifest = prepared.manifest
     kind = str(manifest.source["kind"])
@@ -128,22 +137,35 @@ def _train(prepared: Prepared, run: RunDir, students: Sequence[StudentConfig]) -
     with Progress(run, epochs) as progress, teaching(prepared, run, taught, progress.say) as link:
         if not run.config.exists():
             write_text(run.config, dump_config(config))
-        runs = [
-            StudentRun(
-                _worker_spec(prepared, run, student, link if student in taught else None),
-                student.workers,
-                student.resources,
-                config.train_of(student).max_failures,
-                outlives_driver=config.ray.address is not None,
-            )
-            for student in students
-        ]
+        runs = [student_run(prepared, run, student, link) for student in students]
         progress.say(f"training {len(runs)} student(s) in {run.root}")
         run_together(runs, progress.refresh, TICK_S, at_once=config.students_at_once)
-        for student_run in runs:
-            result = student_run.finish()
+        for each in runs:
+            result = each.finish()
             if result["error"]:
-                progress.say(f"student {student_run.name} failed: {result['error']}")
+                progress.say(f"student {each.name} failed: {result['error']}")
+
+
+def student_run(
+    prepared: Prepared, run: RunDir, student: StudentConfig, link: TeacherLink | None
+) -> StudentRun:
+    """Returns one student's run, not started.
+
+    Args:
+        prepared: the checked run, with cached blocks where there are any.
+        run: where the student's folder lies.
+        student: with precision and memory layout decided (`prepare.resolve_student`).
+        link: to the teacher; not used by a student whose loss needs none.
+    """
+    taught = prepared.config.loss_of(student).needs_teacher
+    spec = _worker_spec(prepared, run, student, link if taught else None)
+    return StudentRun(
+        spec,
+        student.workers,
+        student.resources,
+        prepared.config.train_of(student).max_failures,
+        outlives_driver=prepared.config.ray.address is not None,
+    )
 
 
 def _worker_spec(

@@ -22,9 +22,15 @@ PACKAGES = ("torch", "torchvision", "ray", "numpy", "pyarrow", "krd-ray")
 
 @dataclass(frozen=True)
 class RunDir:
-    """The folder of one run."""
+    """The folder of one run; a search keeps its trials where a run keeps its students.
+
+    Args:
+        root: the folder.
+        members: name of the folder of its students.
+    """
 
     root: Path
+    members: str = "students"
 
     @property
     def config(self) -> Path:
@@ -48,7 +54,7 @@ class RunDir:
 
     def student(self, name: str) -> StudentDir:
         """Returns the folder of one student."""
-        return StudentDir(self.root / "students" / name)
+        return StudentDir(self.root / self.members / name)
 
     def create(self) -> None:
         """Makes the folder; refuses one that another run has used.
@@ -61,8 +67,12 @@ class RunDir:
                 f"{self.root} holds a run already; continue it with `krd distill --resume {self.root}`, "
                 "or choose another run_dir"
             )
+        self.make_folders()
+
+    def make_folders(self) -> None:
+        """Makes the folders that everything else is written to."""
         self.teacher.mkdir(parents=True, exist_ok=True)
-        (self.root / "students").mkdir(exist_ok=True)
+        (self.root / self.members).mkdir(exist_ok=True)
 
     def require(self) -> None:
         """Raises RunError unless this is the folder of a run."""
@@ -87,6 +97,11 @@ class StudentDir:
     @property
     def error(self) -> Path:
         return self.root / "error.json"
+
+    @property
+    def stop(self) -> Path:
+        """Its presence asks the student to end before its last epoch; a search stops trials so."""
+        return self.root / "stop"
 
     @property
     def checkpoints(self) -> Path:

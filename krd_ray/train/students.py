@@ -47,24 +47,25 @@ class StudentRun:
         self.name, self.folder = spec.student, StudentDir(Path(spec.folder))
         self._spec = spec
         self._trainer = _trainer(spec, workers, resources, max_failures, outlives_driver)
-        self._error: str | None = None
+        self._ended: str | None = None
         self._thread = threading.Thread(target=self._run, name=f"student-{self.name}", daemon=True)
 
     def start(self) -> None:
         """Begins training in the background."""
         self.folder.error.unlink(missing_ok=True)
+        self.folder.stop.unlink(missing_ok=True)
         self.folder.weights.unlink(missing_ok=True)
         write_json(self.folder.result, summarise(self._spec, "started", None))
         self._thread.start()
 
     @property
     def state(self) -> str:
-        """`waiting`, `training`, `finished` or `failed`."""
+        """`waiting`, `training`, `finished`, `failed`, or `stopped` when it was asked to end early."""
         if self._thread.ident is None:
             return "waiting"
         if self._thread.is_alive():
             return "training"
-        return "failed" if self._error else "finished"
+        return self._ended or "failed"
 
     def finish(self) -> dict[str, Any]:
         """Waits for the end and returns what result.json says."""
@@ -73,13 +74,13 @@ class StudentRun:
 
     def _run(self) -> None:
         """Trains and writes result.json as soon as this student has ended, whatever the others do."""
-        self._error = self._fit()
-        write_json(
-            self.folder.result, summarise(self._spec, "failed" if self._error else "finished", self._error)
-        )
+        error = self._fit()
+        ended = "failed" if error else "finished" if self.folder.weights.is_file() else "stopped"
+        write_json(self.folder.result, summarise(self._spec, ended, error))
+        self._ended = ended
 
     def _fit(self) -> str | None:
-        """Returns None when the student has trained to its end, else what went wrong."""
+        """Returns None when the student has trained to its end or was asked to stop, else what went wrong."""
         try:
             self._trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -87,7 +88,8 @@ class StudentRun:
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this student and no other
             failure = f"{type(error).__name__}: {error}"
         else:
-            failure = None if self.folder.weights.is_file() else "training ended without weights"
+            ended = self.folder.weights.is_file() or self.folder.stop.exists()
+            failure = None if ended else "training ended without weights"
         if self.folder.error.exists():
             failure = str(read_json(self.folder.error)["message"])
         return failure
@@ -115,7 +117,7 @@ def run_together(
         for run in [run for run in runs if run.state == "waiting"][: max(room, 0)]:
             run.start()
         on_tick({run.name: run.state for run in runs})
-        if all(run.state in ("finished", "failed") for run in runs):
+        if all(run.state not in ("waiting", "training") for run in runs):
             return
         pause.wait(tick_s)
 

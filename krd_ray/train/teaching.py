@@ -15,13 +15,15 @@ import numpy as np
 
 from krd_ray.config import StudentConfig, TeacherConfig
 from krd_ray.data.stream import sample_ids_of
-from krd_ray.errors import TeacherError
+from krd_ray.errors import ResourceError, TeacherError
 from krd_ray.maths.priors import PriorKind
 from krd_ray.teacher.calibrate import load_calibration
 from krd_ray.teacher.group import TeacherGroup, check_accuracy
+from krd_ray.teacher.homes import home_of
 from krd_ray.teacher.ports import TeacherLink
 from krd_ray.teacher.replica import TeacherInfo
 from krd_ray.teacher.spec import TeacherSpec, load_teacher, threads_for
+from krd_ray.teacher.store import PAGE_BYTES, fits_store
 from krd_ray.teacher.stored import StoreReader
 from krd_ray.teacher.window import LARGEST
 from krd_ray.train.prepare import Prepared
@@ -54,6 +56,7 @@ def teaching(
             replicas=tuple(group.replicas) if config.placement == "actors" else (),
             spec=None if config.placement == "actors" else specs[0],
             has_pixels=specs[0].shards.blocks is not None,
+            names=group.names if config.placement == "actors" else (),
         )
         if config.placement == "in_process":  # it has calibrated and tested; each student brings up its own
             group.close()
@@ -122,6 +125,29 @@ def teacher_specs(prepared: Prepared, root: Path, folder: Path) -> list[TeacherS
         )
         for replica in range(config.replicas)
     ]
+
+
+def check_store_budget(prepared: Prepared, feature_dim: int, num_views: int) -> None:
+    """Refuses a budget under which a persistent store would drop its oldest views.
+
+    Args:
+        prepared: with a teacher.
+        feature_dim: D_t.
+        num_views: views per image that the store is to hold.
+    Raises:
+        ResourceError: they do not fit `teacher.disk_bytes`.
+    """
+    teacher = prepared.config.teacher
+    assert teacher is not None
+    width = prepared.manifest.num_classes + feature_dim
+    homes = home_of(sample_ids_of(prepared.train), teacher.replicas)
+    rows = int(np.bincount(homes).max()) * num_views
+    if not fits_store(rows, width, teacher.disk_bytes):
+        needed = rows * width * 2 + PAGE_BYTES
+        raise ResourceError(
+            f"{rows:,} targets of {width} values, the share of one replica, need {needed:,} bytes in whole pages; "
+            f"teacher.disk_bytes is {teacher.disk_bytes:,}: raise it, or lower views.cycle"
+        )
 
 
 def _stored(

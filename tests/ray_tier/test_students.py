@@ -136,6 +136,22 @@ def test_two_workers_share_an_epoch_and_count_every_sample(spec: WorkerSpec, dig
     assert {row["num_samples"] for row in val} == {digits.val.num_rows}
 
 
+def test_two_workers_that_are_asked_to_stop_end_together_and_export_nothing(spec: WorkerSpec) -> None:
+    pair = named(spec, "stopped", epochs=200)
+    folder = StudentDir(Path(pair.folder))
+
+    def stop_after_an_epoch(_: dict[str, str]) -> None:
+        if epochs_of(pair):
+            folder.stop.touch()
+
+    run_together([run := run_of(pair, workers=2)], stop_after_an_epoch, TICK_S)
+    assert run.state == "stopped"
+    result = run.finish()
+    assert (result["status"], result["error"], result["restarts"]) == ("stopped", None, 0)
+    assert 1 <= result["epochs_done"] < 200
+    assert not folder.weights.exists()
+
+
 def test_two_workers_train_the_copies_of_a_deferred_sampler_and_ask_once_for_each(
     spec: WorkerSpec, digits: Any, served: Any
 ) -> None:

@@ -281,7 +281,19 @@ class RunConfig(Strict):
             raise ValueError(
                 "teacher.placement `stored` holds a number of views: set views.cycle to that of `krd targets`"
             )
+        self._refuse_teachers_that_repeat_each_other()
         return self
+
+    def _refuse_teachers_that_repeat_each_other(self) -> None:
+        """Samples move between the workers of a student, so each worker's own teacher would compute cycled views."""
+        if self.teacher is None or self.teacher.placement != "in_process" or self.views.cycle is None:
+            return
+        for student in self.students:
+            if student.workers > 1:
+                raise ValueError(
+                    f"teacher.placement `in_process` with views.cycle computes every view once in each of the "
+                    f"{student.workers} workers of students.{student.name}; set it to actors, or views.cycle to null"
+                )
 
     def expanded(self) -> RunConfig:
         """Returns the config with the comparison's students written out."""

@@ -48,7 +48,7 @@ def main(
     # Equal terms: Ray's workers are nice by default, and krd_ray's keep freed memory; the contenders do as they do.
     for variable, value in {"RAY_worker_niceness": "0", **KEEP_FREED_MEMORY}.items():
         os.environ.setdefault(variable, value)
-    root = out.resolve()
+    root, results = out.resolve(), results / "tiny" if tiny else results
     for name in [] if report else cells or known:
         started = time.time()
         if name == "slow":

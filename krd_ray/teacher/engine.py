@@ -194,14 +194,14 @@ class TargetEngine:
         return stats
 
     def _count_request(self, asked: Pairs, num_rows: int) -> None:
-        live = read_pairs(asked, self._store.rows, np.int64) >= 0
         pending = read_pairs(asked, self._is_pending, np.bool_)
+        live = (read_pairs(asked, self._store.rows, np.int64) >= 0) & ~pending
         if self._stats.requests == 0:
             self._cpu_before = time.process_time()
         self._stats.requests += 1
         self._stats.rows += num_rows
         self._stats.hits += int(live.sum())
-        self._stats.joined += int((pending & ~live).sum()) + num_rows - len(asked)
+        self._stats.joined += int(pending.sum()) + num_rows - len(asked)
 
     def _wait_for_rows(
         self, asked: Pairs, sample_ids: IntArray, work: _Work | None
@@ -211,9 +211,10 @@ class TargetEngine:
             if work is not None and work.error is not None:
                 raise work.error
             rows = read_pairs(asked, self._store.rows, np.int64)
-            if (rows >= 0).all():
+            pending = read_pairs(asked, self._is_pending, np.bool_)
+            if (rows >= 0).all() and not pending.any():  # pending until its forward has been reported
                 return self._store.locate(rows)
-            absent = np.flatnonzero((rows < 0) & ~read_pairs(asked, self._is_pending, np.bool_))
+            absent = np.flatnonzero((rows < 0) & ~pending)
             has_room = self._queued_rows == 0 or self._queued_rows + len(absent) <= self._queue_rows
             if len(absent) and has_room:
                 return self._claim(_Work(asked.at(absent), sample_ids[absent], absent))

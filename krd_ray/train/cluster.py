@@ -35,7 +35,7 @@ EVERYWHERE = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 # glibc's malloc: a step's activations stay with the process instead of going back to the system and coming anew, page
-# by page, at the next step; that took a tenth of a small student's CPU seconds. Read when a process starts.
+# by page, at the next step (`benchmarks/freed_memory.py` says what that costs). Read when a process starts.
 KEEP_FREED_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
@@ -121,7 +121,14 @@ def _processes_of_raylets() -> list[psutil.Process]:
     """Raylets that this process has started, and what they have started."""
     children = psutil.Process().children(recursive=True)
     raylets = [child for child in children if _is_raylet(child)]
-    return raylets + [process for raylet in raylets for process in raylet.children(recursive=True)]
+    return raylets + [process for raylet in raylets for process in _descendants(raylet)]
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return list(process.children(recursive=True))
+    except psutil.Error:  # it has ended since
+        return []
 
 
 def _is_raylet(process: psutil.Process) -> bool:

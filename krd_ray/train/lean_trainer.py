@@ -1,7 +1,7 @@
 """Answers how a student's Ray Train run starts without processes that it has no use for.
 
-Does not change how training goes. Every idle Ray process wakes a hundred times a second; on a machine whose cores all
-compute, those of four students took several per cent of it.
+Does not change how training goes. Every idle Ray process wakes a hundred times a second; what all of them take from a
+machine whose cores compute stands below the table of `benchmarks/speed`.
 """
 
 from __future__ import annotations

@@ -192,7 +192,8 @@ class _Worker:
             spec.teacher.teacher_hash,
             spec.student,
             rectifier,
-            in_flight=spec.train.in_flight,
+            # Only an actor works while this process does: elsewhere there is no latency to hide.
+            in_flight=spec.train.in_flight or (None if spec.teacher.placement == "actors" else 1),
             timeout_s=spec.teacher.timeout_s,
         )
 

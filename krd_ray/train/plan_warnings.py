@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from krd_ray.train.plan_work import RunWork
-from krd_ray.train.planner import Plan, heaviest
+from krd_ray.train.planner import Plan, heaviest, seconds_of
 
 WORTH_SHARING = 1.1
 
@@ -66,7 +66,8 @@ def _store(work: RunWork) -> Iterator[str]:
 
 def _limits(work: RunWork, plan: Plan) -> Iterator[str]:
     for student in heaviest(work, plan.machine):
-        if student.limit / student.cost.seconds <= plan.rate * (1 + 1e-9):
+        seconds = seconds_of(student, work.placed, work.views_per_image)
+        if student.limit / seconds <= plan.rate * (1 + 1e-9):
             on_gpu = student.cost.device == "cuda"
             what = "GPU(s), one a worker," if on_gpu else "thread(s), by train.num_threads,"
             yield (

@@ -128,21 +128,21 @@ def heaviest(work: RunWork, machine: Machine) -> list[StudentWork]:
 def _rate(teacher: TeacherWork | None, group: Sequence[StudentWork], machine: Machine, views: float) -> float:
     load = dict.fromkeys(UNITS, 0.0)
     for student in group:
-        load[student.cost.device] += _seconds_of(student, teacher, views)
+        load[student.cost.device] += seconds_of(student, teacher, views)
     if teacher and teacher.placement == "actors":
         load[teacher.cost.device] += views * teacher.cost.seconds
     balanced = [machine.room(device) / seconds for device, seconds in load.items() if seconds > 0]
-    return min(*balanced, *(student.limit / student.cost.seconds for student in group))
+    return min(*balanced, *(student.limit / seconds_of(student, teacher, views) for student in group))
 
 
-def _seconds_of(student: StudentWork, teacher: TeacherWork | None, views: float) -> float:
+def seconds_of(student: StudentWork, teacher: TeacherWork | None, views: float) -> float:
     """Seconds per image in a student's workers, with the teacher's where it lives there."""
     inside = student.taught and teacher is not None and teacher.placement == "in_process"
     return student.cost.seconds + (views * teacher.cost.seconds if inside and teacher else 0.0)
 
 
 def _student_share(student: StudentWork, teacher: TeacherWork | None, views: float, rate: float) -> Share:
-    amount = _seconds_of(student, teacher, views) * rate
+    amount = seconds_of(student, teacher, views) * rate
     return Share(
         student.name,
         student.model,

@@ -191,7 +191,9 @@ def _calibration(config: TeacherConfig, prepared: Prepared, folder: Path) -> Pat
     """Where the calibration is kept: with the store where that outlives the run, so that it is not made again."""
     if not config.persist:
         return folder / "calibration.safetensors"
-    name = f"{config.weights} {config.precision} {prepared.view.key()} {prepared.manifest.content_hash}"
+    device = "cuda" if config.resources.num_gpus > 0 else "cpu"
+    teacher = f"{config.weights} {config.model} {config.precision} {config.micro_batch} {device}"
+    name = f"{teacher} {prepared.view.key()} {prepared.manifest.content_hash}"
     return folder / f"calibration-{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors"
 
 

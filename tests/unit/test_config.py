@@ -321,3 +321,12 @@ def test_reading_a_config_needs_neither_torch_nor_ray() -> None:
     code = "import sys, krd_ray.config_io; print([m for m in ('torch', 'ray', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+def test_workers_whose_own_teachers_would_repeat_each_other_are_refused() -> None:
+    teacher = {"weights": "w", "placement": "in_process"}
+    students = [{"name": "wide", "model": "m", "workers": 2}]
+    with pytest.raises(ConfigError, match=r"in each of the 2 workers of students\.wide; set it to actors"):
+        parse_config(raw_config(teacher=teacher, views={"cycle": 2}, students=students))
+    parse_config(raw_config(teacher=teacher, students=students))
+    parse_config(raw_config(teacher=teacher, views={"cycle": 2}))

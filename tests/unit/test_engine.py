@@ -5,6 +5,8 @@ Does not use Ray or a model: the forward is arithmetic, so every value can be ch
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -191,6 +193,29 @@ def test_stats_follow_every_forward_and_cannot_be_changed_from_outside(build: Bu
     assert (stats.rows, stats.hits, stats.bytes_in, stats.bytes_out) == (50, 10, 6, 7)
     assert 0 < stats.busy_s < PATIENCE_S
     assert stats.cpu_s <= stats.process_cpu_s
+
+
+def test_row_is_given_out_only_after_the_forward_that_made_it_was_reported(
+    build: Build, forward: FakeForward
+) -> None:
+    reporting, go_on = threading.Event(), threading.Event()
+
+    def slow_report(_: EngineStats) -> None:
+        reporting.set()
+        assert go_on.wait(PATIENCE_S)
+
+    engine = build(on_forward=slow_report)
+    first = Asker(engine, 0, IDS[:10])
+    assert reporting.wait(PATIENCE_S)
+    second = Asker(engine, 0, IDS[:5])  # its rows are in the store already
+    until(lambda: engine.stats().requests == 2)
+    time.sleep(0.05)
+    assert first.value is second.value is None
+    assert engine.stats().joined == 5
+    go_on.set()
+    np.testing.assert_array_equal(second.result(), expected_of(0, IDS[:5]))
+    np.testing.assert_array_equal(first.result(), expected_of(0, IDS[:10]))
+    assert forward.call_rows == [10]
 
 
 # requests that mix views and repeat samples, as samplers make them

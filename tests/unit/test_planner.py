@@ -124,6 +124,15 @@ def test_a_student_with_fixed_threads_holds_the_others_back_and_is_named() -> No
     assert any(line.startswith("s0 holds the others back") for line in plan_warnings(work, plan))
 
 
+def test_fixed_threads_take_step_and_teacher_one_after_the_other_where_it_lives_inside() -> None:
+    work = work_of(4.0, [1.0], placement="in_process")
+    work = replace(work, students=(replace(work.students[0], fixed_threads=1),))
+    plan = make_plan(work, TWO_CORES)
+    assert plan.rate == pytest.approx(1 / 5.0)
+    assert cores_of(plan) == pytest.approx(1.0)
+    assert any(line.startswith("s0 holds the others back") for line in plan_warnings(work, plan))
+
+
 def test_replicas_are_enough_for_a_dear_teacher() -> None:
     work = work_of(16.0, [1.0] * 4, fixed_threads=1)
     plan = make_plan(work, Machine(8.0))

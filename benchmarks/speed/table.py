@@ -40,8 +40,8 @@ def write_table(folder: Path) -> None:
 
 
 def cpu_s(epochs: list[dict[str, float]] | None) -> float | None:
-    """Median CPU seconds of an epoch."""
-    return median(epoch["cpu_s"] for epoch in epochs) if epochs else None
+    """Median CPU seconds of an epoch; None without one."""
+    return _spent(epochs) if epochs else None
 
 
 def _row(name: str, found: Found) -> list[str]:
@@ -83,50 +83,66 @@ def _notes(found: dict[str, Found]) -> list[str]:
     notes = [
         "CPU seconds per epoch, medians over the epochs after the first. B1: one process, one teacher, N students in "
         "a loop, no Ray; B0: N separate runs with the teacher inside. Both ran as two copies at a time, before and "
-        "after the run, so that both cores were as busy as in the run."
+        "after the run, so that both cores were as busy as in the run.",
+        _besides_note(found),
     ]
-    besides = {name: median(e["others_cpu_s"] for e in each["krd"]["epochs"]) for name, each in _runs(found)}
-    notes.append(
-        "Not in these figures, nor in the ledger: what driver, raylet, GCS, controllers and agents took besides, CPU "
-        "seconds per epoch (over those of teacher and students): "
-        + ", ".join(
-            f"{name} {spent:.2f} ({spent / (cpu_s(found[name]['krd']['epochs']) or 1):.0%})"
-            for name, spent in besides.items()
-        )
-        + "."
-    )
     for name, each in found.items():
         if each.get("naive_ray"):
-            ratio = cpu_s(each["naive_ray"]) / cpu_s(each["krd"]["epochs"])  # type: ignore[operator]
-            wall = median(e["wall_s"] for e in each["naive_ray"]) / median(
-                e["wall_s"] for e in each["krd"]["epochs"]
-            )
-            spent = cpu_s(each["krd"]["epochs"]) + besides[name]  # type: ignore[operator]
-            notes.append(
-                f"{name}: naive Ray (B4: driver loop, tensors by value; students in step, no checkpoints, no restarts) "
-                f"takes, its driver counted, {ratio:.2f} times the CPU seconds of krd_ray's teacher and students "
-                f"({cpu_s(each['naive_ray']) / spent:.2f} with all that krd_ray took besides) and {wall:.2f} times the "  # type: ignore[operator]
-                "wall time."
-            )
-        timm = cpu_s(each.get("plain", {}).get("timm"))
-        if timm:
-            notes.append(
-                f"{name}: timm's logit distillation task takes {timm / cpu_s(each['plain']['alone']):.2f} times the "  # type: ignore[operator]
-                f"CPU seconds of the plain loop (B0), krd_ray {cpu_s(each['krd']['epochs']) / timm:.2f} times timm's."  # type: ignore[operator]
-            )
+            notes.append(_naive_note(name, each))
+        if each.get("plain", {}).get("timm"):
+            notes.append(_timm_note(name, each))
         if each.get("cell", {}).get("epochs", 0) >= MEMORY_EPOCHS:
             notes.append(_memory_note(name, each["krd"]["ledger"]))
         if "slowness" in each:
-            notes.append(
-                f"slow student: {each['students']} students, one {each['slowness']:.1f} times slower; the others "
-                f"keep {_kept(each['against_none'])} of their images/s beside a quick one, "
-                f"{_kept(each['against_slow_asks_nothing'])} of those beside a slow one that asks for nothing."
-            )
+            notes.append(_slow_note(each))
     return [line for note in notes for line in (note, "")][:-1]
 
 
-def _runs(found: dict[str, Found]) -> list[tuple[str, Found]]:
-    return [(name, each) for name, each in found.items() if "krd" in each]
+def _besides(each: Found) -> float:
+    return median(epoch["others_cpu_s"] for epoch in each["krd"]["epochs"])
+
+
+def _besides_note(found: dict[str, Found]) -> str:
+    parts = [
+        f"{name} {_besides(each):.2f} ({_besides(each) / _spent(each['krd']['epochs']):.0%})"
+        for name, each in found.items()
+        if "krd" in each
+    ]
+    return (
+        "Not in these figures, nor in the ledger: what driver, raylet, GCS, controllers and agents took besides, CPU "
+        f"seconds per epoch (over those of teacher and students): {', '.join(parts)}."
+    )
+
+
+def _naive_note(name: str, each: Found) -> str:
+    krd, naive = each["krd"]["epochs"], each["naive_ray"]
+    wall = median(epoch["wall_s"] for epoch in naive) / median(epoch["wall_s"] for epoch in krd)
+    return (
+        f"{name}: naive Ray (B4: driver loop, tensors by value, students in step, nothing kept or restarted) takes, "
+        f"its driver counted, {_spent(naive) / _spent(krd):.2f} times the CPU seconds of krd_ray's teacher and "
+        f"students ({_spent(naive) / (_spent(krd) + _besides(each)):.2f} with all that krd_ray took besides) and "
+        f"{wall:.2f} times the wall time."
+    )
+
+
+def _timm_note(name: str, each: Found) -> str:
+    timm = _spent(each["plain"]["timm"])
+    return (
+        f"{name}: timm's logit distillation task takes {timm / _spent(each['plain']['alone']):.2f} times the CPU "
+        f"seconds of the plain loop (B0), krd_ray {_spent(each['krd']['epochs']) / timm:.2f} times timm's."
+    )
+
+
+def _slow_note(each: Found) -> str:
+    return (
+        f"slow student: {each['students']} students, one {each['slowness']:.1f} times slower; the others keep "
+        f"{_kept(each['against_none'])} of their images/s beside a quick one, "
+        f"{_kept(each['against_slow_asks_nothing'])} of those beside a slow one that asks for nothing."
+    )
+
+
+def _spent(epochs: list[dict[str, float]]) -> float:
+    return median(epoch["cpu_s"] for epoch in epochs)
 
 
 def _memory_note(name: str, ledger: dict[str, Any]) -> str:

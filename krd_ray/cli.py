@@ -182,51 +182,57 @@ def tune(
     ] = None,
     settings: Settings = None,
     student: Annotated[str | None, typer.Option(help="which student, where the config has several")] = None,
-    epochs: Annotated[int, typer.Option(min=0, help="of a trial; 0: the config's train.epochs")] = 0,
-    prune: Annotated[bool, typer.Option(help="stop trials early that fall behind (one metric only)")] = True,
+    epochs: Annotated[
+        int | None, typer.Option(min=0, help="of a trial; 0: the config's train.epochs [default: 0]")
+    ] = None,
+    prune: Annotated[
+        bool | None,
+        typer.Option(
+            "--prune/--no-prune", help="stop trials early that fall behind (one metric only) [default: prune]"
+        ),
+    ] = None,
     grace_epochs: Annotated[
-        int, typer.Option(min=0, help="epochs before a trial may be stopped; 0: a quarter of them")
-    ] = 0,
+        int | None,
+        typer.Option(min=0, help="epochs before a trial may be stopped; 0: a quarter of them [default: 0]"),
+    ] = None,
     at_once: Annotated[
         int | None, typer.Option(min=1, help="trials at the same time [default: what the cluster holds]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="of the sampler")] = 0,
+    seed: Annotated[int | None, typer.Option(help="of the sampler [default: 0]")] = None,
     storage: Annotated[
         str | None,
         typer.Option(help="of the study: sqlite:///FILE, postgresql://... [default: a journal file]"),
     ] = None,
-    study: Annotated[str, typer.Option(help="its name in --storage [default: the folder's name]")] = "",
+    study: Annotated[
+        str | None, typer.Option(help="its name in --storage [default: the folder's name]")
+    ] = None,
     earlier: Annotated[
         Path | None,
         typer.Option("--from", metavar="SEARCH_DIR", help="begin from an earlier search's trials"),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="continue this search after a kill, or with more --trials")
+        Path | None,
+        typer.Option(help="continue this search; --trials, --at-once and --confirm... may change"),
     ] = None,
     confirm: Annotated[
-        bool, typer.Option(help="at the end, train best and baseline with several seeds and test both once")
-    ] = True,
-    confirm_seeds: Annotated[str, typer.Option(help="seeds of that comparison")] = "0 1 2",
+        bool | None,
+        typer.Option(
+            "--confirm/--no-confirm",
+            help="at the end, train best and baseline with several seeds and test both once [default: confirm]",
+        ),
+    ] = None,
+    confirm_seeds: Annotated[
+        str | None, typer.Option(help="seeds of that comparison [default: 0 1 2]")
+    ] = None,
 ) -> None:
     """Search settings with many trials that share one teacher, one target store and one cluster."""
-    from krd_ray.tune.command import open_search, print_search, seeds_of
+    from krd_ray.tune.command import Asked, open_search, print_search
     from krd_ray.tune.search import run_search
-    from krd_ray.tune.search_dir import SearchOptions
 
-    options = SearchOptions(
-        trials=trials or 0,
-        epochs=epochs,
-        seed=seed,
-        storage=storage,
-        study=study,
-        grace_epochs=grace_epochs if prune else None,
-        at_once=at_once,
-        confirm_seeds=seeds_of(confirm_seeds) if confirm else (),
-        earlier=str(earlier) if earlier else None,
+    asked = Asked(
+        trials, epochs, seed, storage, study, prune, grace_epochs, at_once, confirm, confirm_seeds, earlier
     )
-    search = open_search(
-        config, space, options, settings or (), student=student, resume=resume, say=typer.echo
-    )
+    search = open_search(config, space, asked, settings or (), student=student, resume=resume, say=typer.echo)
     run_search(search, typer.echo)
     print_search(search.folder, typer.echo)
 

@@ -10,13 +10,11 @@ what was computed before and, with `persist`, finds it.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krd_ray.errors import DataError, TeacherError
+from krd_ray.teacher.lock import hold_lock
 
 IntArray = npt.NDArray[np.int64]
 RowArray = npt.NDArray[np.float16]
@@ -320,18 +319,8 @@ def lock_folder(folder: Path) -> IO[bytes]:
     Raises:
         TeacherError: another living process uses the folder.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    file = folder.with_name(folder.name + ".lock").open("ab")
-    deadline = time.monotonic() + LOCK_WAIT_S
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        except BlockingIOError as error:
-            if time.monotonic() > deadline:
-                file.close()
-                raise TeacherError(
-                    f"another running teacher keeps its target store in {folder}; set teacher.spill_dir to a "
-                    "folder of this run's own, or wait for the other run"
-                ) from error
-            time.sleep(0.1)
+    busy = TeacherError(
+        f"another running teacher keeps its target store in {folder}; set teacher.spill_dir to a "
+        "folder of this run's own, or wait for the other run"
+    )
+    return hold_lock(folder.with_name(folder.name + ".lock"), busy, wait_s=LOCK_WAIT_S)

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import optuna
 
 from krd_ray.config import RunConfig, StudentConfig
-from krd_ray.errors import ConfigError, DataError
+from krd_ray.errors import ConfigError, DataError, ResourceError
+from krd_ray.models.outputs import feature_dim_of
+from krd_ray.teacher.weights import load_model
 from krd_ray.train.prepare import Prepared
+from krd_ray.train.teaching import check_store_budget
 from krd_ray.tune.laying import present_value, trial_student
 from krd_ray.tune.space import PREFIX, Settings, Space
 
@@ -104,6 +108,37 @@ def check_metrics(space: Space, prepared: Prepared) -> None:
                 f"{space.path}: METRIC {metric}: these shards have no {group}-shot class; they have "
                 f"{', '.join(there) or 'no group'}, and val/balanced always"
             )
+
+
+def check_store(prepared: Prepared, probe: Probe, *, epochs: int, confirm_epochs: int) -> None:
+    """Checks that the search's store holds every view that trials and the confirmation ask for.
+
+    Args:
+        prepared: the search.
+        probe: its kinds of trials.
+        epochs: of a trial.
+        confirm_epochs: of the confirmation; 0 without one.
+    Raises:
+        ResourceError: they do not fit `teacher.disk_bytes`.
+    """
+    teacher, cycle = prepared.config.teacher, prepared.config.views.cycle
+    if teacher is None or not probe.needs_teacher:
+        return
+    model, _ = load_model(
+        Path(teacher.weights),
+        model=teacher.model,
+        num_classes=prepared.manifest.num_classes,
+        image_size=prepared.view.side,
+    )
+    who = "the confirmation" if confirm_epochs > epochs else "a trial"
+    why = "views.cycle" if cycle else f"views.cycle is null: one for each epoch of {who}"
+    views = cycle or max(epochs, confirm_epochs)
+    try:
+        check_store_budget(prepared, feature_dim_of(model), views)
+    except ResourceError as error:
+        raise ResourceError(
+            f"the search's store is to hold {views} view(s) of every image ({why}): {error.message}"
+        ) from error
 
 
 def as_it_stands(space: Space, config: RunConfig) -> Settings:

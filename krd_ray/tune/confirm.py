@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from krd_ray.config import RunConfig
-from krd_ray.config_io import parse_config
+from krd_ray.config_io import dump_config, parse_config
 from krd_ray.errors import RunError
 from krd_ray.report.page import build_report
 from krd_ray.report.verdict import BASELINE, BEST
 from krd_ray.train.assess import evaluate_run
-from krd_ray.train.run import resume_run, start_run
+from krd_ray.train.prepare import prepare
+from krd_ray.train.run import Outcome, resume_run, start_run
+from krd_ray.train.rundir import RunDir, read_json, write_text
 from krd_ray.tune.laying import trial_student
 from krd_ray.tune.search_dir import SearchDir
 
@@ -84,13 +86,25 @@ def confirm_best(
     say(
         f"confirming trial {best['number']}: it and the baseline, seeds {', '.join(map(str, seeds))}, {epochs} epochs"
     )
-    outcome = resume_run(root) if (root / "config.yaml").is_file() else start_run(wanted)
+    outcome = _go_on(wanted, RunDir(root)) if RunDir(root).config.is_file() else start_run(wanted)
     if outcome.failed:
         names = ", ".join(str(result["student"]) for result in outcome.failed)
         raise RunError(
             f"the confirmation in {root} is not complete: {names} did not finish; mend the cause, then "
             f"`krd tune --resume {folder.root}`"
         )
-    evaluate_run(root, again=outcome.num_trained > 0)
+    evaluate_run(root, again=outcome.num_trained > 0 or not _is_tested(wanted, RunDir(root)))
     build_report(root)
     return root
+
+
+def _go_on(wanted: RunConfig, run: RunDir) -> Outcome:
+    """Goes on with a confirmation, whose seeds and number at once are those asked for now; what is trained stays."""
+    write_text(run.config, dump_config(prepare(wanted).config))
+    return resume_run(run.root)
+
+
+def _is_tested(wanted: RunConfig, run: RunDir) -> bool:
+    """Whether every student has test figures; after a change of seeds some may have been trained without."""
+    tested = read_json(run.evaluation)["models"] if run.evaluation.is_file() else {}
+    return all(student.name in tested for student in wanted.students)

@@ -6,6 +6,7 @@ Does not know Ray: it reads the study and the rows that trials write.
 from __future__ import annotations
 
 import sys
+import threading
 from typing import Any
 
 import optuna
@@ -24,7 +25,7 @@ SHOWN = ("top1", "many", "medium", "few")
 
 
 class SearchProgress:
-    """Shows a search; call `refresh` every now and then, `ended` when a trial has ended.
+    """Shows a search; call `refresh` every now and then, `ended` when a trial has ended, from any thread.
 
     Args:
         folder: of the search.
@@ -42,6 +43,7 @@ class SearchProgress:
         self._offsets = dict.fromkeys(self._folders(), 0)  # trials of an earlier session have ended
         self._running: dict[str, dict[str, Any]] = {}
         self._caption = ""
+        self._lock = threading.Lock()  # trials end in Ray Tune's thread, the driver's own refreshes
 
     def __enter__(self) -> SearchProgress:
         if self._live:
@@ -60,8 +62,10 @@ class SearchProgress:
         """Prints how a trial ended, and the best so far."""
         trial = next(each for each in study.get_trials(deepcopy=False) if each.number == number)
         done = ended_trials(study)
-        self._running.pop(str(number), None)
-        self._caption = f"{len(done)}/{self._options.trials} ended, best {_best(study, self._space)}"
+        with self._lock:
+            self._running.pop(str(number), None)
+            self._offsets.setdefault(str(number), 0)  # one that ended before the table saw it never enters it
+            self._caption = f"{len(done)}/{self._options.trials} ended, best {_best(study, self._space)}"
         self.say(
             f"{len(done)}/{self._options.trials} {trial_line(trial, self._space)} | best {_best(study, self._space)}"
         )
@@ -70,7 +74,12 @@ class SearchProgress:
         """Reads what is new of the running trials and shows it, in a terminal."""
         if self._live is None:
             return
-        self._read()
+        with self._lock:
+            self._read()
+            table = self._table()
+        self._live.update(table, refresh=True)
+
+    def _table(self) -> Table:
         table = Table(
             "trial", "epoch", "loss", *(f"{PREFIX}{name}" for name in SHOWN), caption=self._caption or None
         )
@@ -78,7 +87,7 @@ class SearchProgress:
             loss = "-" if seen.get("loss") is None else f"{seen['loss']:.3f}"
             figures = ("-" if seen.get(key) is None else f"{seen[key]:.1%}" for key in SHOWN)
             table.add_row(name, f"{seen.get('epoch', 0)}/{self._options.epochs}", loss, *figures)
-        self._live.update(table, refresh=True)
+        return table
 
     def _folders(self) -> list[str]:
         return [path.name for path in (self._folder.root / self._folder.run.members).iterdir()]

@@ -5,13 +5,13 @@ Does not suggest (`searcher`), train (`trial`) or draw (`report` does).
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from optuna import Study
 from optuna.storages import BaseStorage
 
 from krd_ray.config import RunConfig
@@ -22,13 +22,14 @@ from krd_ray.train.cluster import connected
 from krd_ray.train.prepare import Prepared, prepare
 from krd_ray.train.run import check_and_choose_cache, with_cached_blocks, write_origin
 from krd_ray.train.rundir import read_json
-from krd_ray.train.teaching import check_store_budget, teaching
-from krd_ray.tune.check import Probe, as_it_stands, check_metrics, probe_space
+from krd_ray.train.teaching import teaching
+from krd_ray.tune.check import Probe, as_it_stands, check_metrics, check_store, probe_space
 from krd_ray.tune.confirm import confirm_best
+from krd_ray.tune.earlier import begin_from, open_earlier
 from krd_ray.tune.laying import only_student
 from krd_ray.tune.outcome import write_end, write_trials
 from krd_ray.tune.progress import SearchProgress
-from krd_ray.tune.room import trials_that_fit
+from krd_ray.tune.room import check_at_once, places_for_trials, trials_that_fit
 from krd_ray.tune.search_dir import SearchDir, SearchOptions
 from krd_ray.tune.searcher import StudySearch, scheduler_for
 from krd_ray.tune.space import Space, load_space
@@ -38,14 +39,15 @@ from krd_ray.tune.study import (
     open_storage,
     open_study,
     queue_first,
+    refuse_known,
     requeue_interrupted,
     sampler_for,
-    take_over,
 )
 from krd_ray.tune.trial import TrialKit
 from krd_ray.tune.tuning import give_back, run_trials
 
 Say = Callable[[str], None]
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Search:
 def new_search(
     config: RunConfig, space_file: Path, options: SearchOptions, *, student: str | None, say: Say
 ) -> Search:
-    """Checks a search and makes its folder: `run_dir` of the config, or runs/<name>-search-<time>.
+    """Checks a search, then makes its folder: `run_dir` of the config, or runs/<name>-search-<time>.
 
     Args:
         config: with the student that is tuned.
@@ -88,43 +90,52 @@ def new_search(
     space = load_space(space_file)
     default = f"runs/{config.name}-search-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = SearchDir(Path(config.run_dir or default).expanduser().resolve())
+    folder.refuse_taken()
     epochs = options.epochs or chosen.train_of(chosen.students[0]).epochs
     grace = options.grace_epochs
     grace = max(1, epochs // 4) if grace == 0 else grace
     study_name = options.study or (folder.root.name if options.storage else STUDY)
     options = replace(options, epochs=epochs, grace_epochs=grace, study=study_name)
     search = _checked(folder, options, chosen, space)
-    earlier = SearchDir(Path(options.earlier).expanduser().resolve()) if options.earlier else None
-    if earlier is not None:
-        earlier.read()  # raises, before anything is made
-    folder.create(options, space, search.config)
-    write_origin(search.prepared, folder.run)
-    study = open_study(open_storage(options.storage, folder.root), options.study, space)
-    if study.get_trials(deepcopy=False):
-        raise ConfigError(
-            f"--storage {options.storage} holds a study {options.study} already; resume its search, or give --study "
-            "another name"
+    earlier = None
+    if options.earlier:
+        content = search.prepared.manifest.content_hash
+        earlier = open_earlier(
+            Path(options.earlier), space, search.config, epochs=epochs, content_hash=content
         )
+    refuse_known(options.storage, folder.root, options.study, space)
+    # Everything has been checked; search.json, which makes the folder a search, comes last.
+    folder.run.make_folders()
+    study = open_study(open_storage(options.storage, folder.root), options.study, space)
+    write_origin(search.prepared, folder.run)
     queue_first(study, as_it_stands(space, search.config) if space.baseline else None)
     if earlier is not None:
-        say(_begin_from(study, earlier, search))
+        say(begin_from(study, earlier, space))
+    folder.create(options, space, search.config)
     return search
 
 
-def resumed_search(root: Path, trials: int | None) -> Search:
-    """Opens a search that was interrupted or is to have more trials.
+def resumed_search(
+    root: Path,
+    *,
+    trials: int | None = None,
+    at_once: int | None = None,
+    confirm_seeds: tuple[int, ...] | None = None,
+) -> Search:
+    """Opens a search that was interrupted or is to have more trials; writes nothing.
 
     Args:
         root: its directory.
-        trials: how many in all; None: as many as it was started for.
+        trials: how many in all; None: as many as it was last asked for. So for the others:
+        at_once: trials at the same time.
+        confirm_seeds: of the comparison at the end; empty: none.
     Raises:
         RunError: no search directory, or the shards have changed since.
     """
     folder = SearchDir(root.expanduser().resolve())
     options = folder.options()
-    if trials is not None:
-        options = replace(options, trials=trials)
-        folder.add(options={**folder.read()["options"], "trials": trials})
+    changes: dict[str, Any] = {"trials": trials, "at_once": at_once, "confirm_seeds": confirm_seeds}
+    options = replace(options, **{name: value for name, value in changes.items() if value is not None})
     search = _checked(folder, options, folder.config(), folder.space())
     if read_json(folder.run.dataset)["content_hash"] != search.prepared.manifest.content_hash:
         raise RunError(
@@ -142,23 +153,51 @@ def run_search(search: Search, say: Say) -> dict[str, Any]:
     Returns:
         The content of search.json.
     Raises:
+        RunError: another driver works on it.
         Interrupted: asked to stop; the search can be resumed.
     """
     folder = search.folder
-    try:
-        with connected(search.config.ray):
-            record = _run_trials(search, say)
-            seeds, best = search.options.confirm_seeds, record["best"]
-            if seeds and best is not None and not best["baseline"]:
-                confirm_best(search.config, folder, seeds=seeds, at_once=record["at_once"], say=say)
-    except Interrupted as error:
-        raise Interrupted(
-            f"{error.message}; finished trials are kept, continue with `krd tune --resume {folder.root}`"
-        ) from error
-    finally:
+    with folder.hold():
+        folder.add(options=asdict(search.options))
+        try:
+            with connected(search.config.ray):
+                record = _run_trials(search, say)
+                seeds, best = search.options.confirm_seeds, record["best"]
+                if seeds and best is not None and not best["baseline"]:
+                    places = _places(search, record["at_once"])
+                    confirm_best(search.config, folder, seeds=seeds, at_once=places, say=say)
+        except Interrupted as error:
+            raise Interrupted(
+                f"{error.message}; finished trials are kept, continue with `krd tune --resume {folder.root}`"
+            ) from error
+        except Exception:
+            _report_so_far(folder)
+            raise
         if folder.trials_csv.is_file():
             build_search_report(folder.root)
-    return folder.read()
+        return folder.read()
+
+
+def _report_so_far(folder: SearchDir) -> None:
+    """Writes the report of a search that has failed; why it failed is told whatever becomes of the report."""
+    try:
+        if folder.trials_csv.is_file():
+            build_search_report(folder.root)
+    except Exception as error:  # noqa: BLE001 - the search's own error is on its way up
+        LOG.warning("%s: the report of the failed search could not be written: %s", folder.root, error)
+
+
+def _places(search: Search, last: int) -> int:
+    """Students of the confirmation at once: as many as trials, or fewer where the cluster has become smaller."""
+    cache = _choose_cache(search)
+    places = places_for_trials(search.prepared, search.probe, streams=not cache)
+    return max(min(search.options.at_once or last, places), 1)
+
+
+def _choose_cache(search: Search) -> bool:
+    """Whether decoded shards stay in the object store; raises where not even one trial fits the cluster."""
+    student = search.probe.typical
+    return check_and_choose_cache(search.prepared.for_students([student]), [student])
 
 
 def _run_trials(search: Search, say: Say) -> dict[str, Any]:
@@ -182,6 +221,8 @@ def _checked(folder: SearchDir, options: SearchOptions, config: RunConfig, space
     probe = probe_space(space, searched, seed=options.seed)
     prepared = prepare(searched.model_copy(update={"students": list(probe.students)}))
     check_metrics(space, prepared)
+    confirm_epochs = config.train_of(config.students[0]).epochs if options.confirm_seeds else 0
+    check_store(prepared, probe, epochs=options.epochs, confirm_epochs=confirm_epochs)
     return Search(folder, options, _resolved(config, prepared), space, probe, prepared)
 
 
@@ -211,35 +252,15 @@ def _for_trials(config: RunConfig, options: SearchOptions) -> RunConfig:
     return parse_config({**raw, "students_at_once": None})
 
 
-def _begin_from(study: Study, earlier: SearchDir, search: Search) -> str:
-    """Feeds an earlier search into this one, and says what came of it."""
-    record, options = earlier.read(), earlier.options()
-    if record["metric"] != list(search.space.metrics):
-        raise ConfigError(
-            f"--from {earlier.root}: it searched for {', '.join(record['metric'])}, this space has METRIC "
-            f"{', '.join(search.space.metrics)}"
-        )
-    before = open_study(open_storage(options.storage, earlier.root), options.study, earlier.space())
-    same_data = read_json(earlier.run.dataset)["content_hash"] == search.prepared.manifest.content_hash
-    same_epochs = options.epochs == search.options.epochs
-    same = same_data and same_epochs and _bare(earlier.config()) == _bare(search.config)
-    added, queued = take_over(study, before, search.space, str(earlier.root), values=same)
-    why = "" if same else " (other images, epochs or config: its figures cannot be compared)"
-    return f"from {earlier.root}: {added} finished trial(s) added{why}, {queued} best queued"
-
-
-def _bare(config: RunConfig) -> dict[str, Any]:
-    """What a trial's figures depend on, besides its own settings."""
-    return config.model_dump(exclude={"name", "run_dir", "ray", "students_at_once", "evaluate"})
-
-
 def _start_trials(search: Search, storage: BaseStorage, left: int, say: Say) -> None:
     """Cache, teacher, trials, on the connected cluster."""
     options, folder, student = search.options, search.folder, search.probe.typical
-    cache = check_and_choose_cache(search.prepared.for_students([student]), [student])
-    prepared = with_cached_blocks(search.prepared) if cache else search.prepared
+    cache = _choose_cache(search)
     fitting = options.at_once or trials_that_fit(search.prepared, search.probe, streams=not cache)
     at_once = min(left, fitting)
+    if options.at_once is not None:
+        check_at_once(search.prepared, search.probe, at_once, streams=not cache)
+    prepared = with_cached_blocks(search.prepared) if cache else search.prepared
     folder.add(at_once=fitting)
     taught = [student] * at_once if search.probe.needs_teacher else []
     say(f"{left} trial(s) of {options.epochs} epoch(s), {at_once} at once, in {folder.root}")
@@ -248,7 +269,6 @@ def _start_trials(search: Search, storage: BaseStorage, left: int, say: Say) -> 
         teaching(prepared, folder.run, taught, progress.say) as link,
     ):
         if link is not None:
-            check_store_budget(prepared, link.feature_dim, prepared.config.views.cycle or options.epochs)
             folder.add(teacher_actors=list(link.names))
         shared = link.detached() if link is not None else None
         kit = TrialKit(_for_trials(search.config, options), prepared, folder.run, shared)

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from krd_ray.config import RunConfig
 from krd_ray.config_io import dump_config, load_config
 from krd_ray.errors import RunError
+from krd_ray.teacher.lock import hold_lock
 from krd_ray.train.rundir import RunDir, read_json, write_json, write_text
 from krd_ray.tune.space import Space, load_space
 
 TRIALS = "trials"
+LOCK_WAIT_S = 5.0  # a driver that was killed may take a moment to die
 
 
 @dataclass(frozen=True)
@@ -77,17 +79,34 @@ class SearchDir:
         """Returns the run that compares a trial with the baseline; with more trials another may become the best."""
         return self.root / "confirm" / str(number)
 
+    def hold(self) -> IO[bytes]:
+        """Makes this process the search's only driver, until the returned file is closed or it dies.
+
+        Raises:
+            RunError: another one works on it.
+        """
+        path = self.root / ".lock"
+        busy = RunError(
+            f"another `krd tune` works on {self.root} and holds {path}; one search has one driver: wait until that "
+            "one has ended, or stop it, then try again"
+        )
+        return hold_lock(path, busy, wait_s=LOCK_WAIT_S)
+
+    def refuse_taken(self) -> None:
+        """Raises RunError where the folder holds a search already."""
+        if self.record.exists():
+            raise RunError(
+                f"{self.root} holds a search already; continue it with `krd tune --resume {self.root}`, "
+                "or choose another run_dir"
+            )
+
     def create(self, options: SearchOptions, space: Space, config: RunConfig) -> None:
         """Makes the folder of a new search; search.json comes last, only then is it one.
 
         Raises:
             RunError: the folder holds a search already.
         """
-        if self.record.exists():
-            raise RunError(
-                f"{self.root} holds a search already; continue it with `krd tune --resume {self.root}`, "
-                "or choose another run_dir"
-            )
+        self.refuse_taken()
         self.run.make_folders()
         write_text(self.base, dump_config(config))
         copy = f"space{space.path.suffix}"

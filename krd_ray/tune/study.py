@@ -22,6 +22,7 @@ from krd_ray.tune.check import could_draw
 from krd_ray.tune.space import Settings, Space
 
 JOURNAL = "study.log"
+SQLITE = "sqlite:///"
 STUDY = "search"
 STARTUP_TRIALS = 10  # drawn at random before TPE begins, Optuna's own default
 OUTCOMES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -56,6 +57,46 @@ def open_storage(url: str | None, root: Path) -> BaseStorage:
             f"--storage {url}: {reason}; expected sqlite:///FILE, postgresql://... or mysql://..., with its driver "
             "installed"
         ) from error
+
+
+def refuse_known(url: str | None, root: Path, name: str, space: Space) -> None:
+    """Refuses a new study that is there already; nothing is made where there is none.
+
+    Args:
+        url, root: as for `open_storage`; the folder need not exist.
+        name: of the study.
+        space: of the search, with its objectives.
+    Raises:
+        ConfigError: it holds trials or has other objectives, or the storage cannot be opened.
+    """
+    file = _file_of(url, root)
+    if file is not None and not file.is_file():
+        if url is not None and not file.parent.is_dir() and file.parent.resolve() != root:
+            raise ConfigError(f"--storage {url}: the folder {file.parent} does not exist; make it")
+        return
+    storage = open_storage(url, root)
+    if not has_study(storage, name) or not open_study(storage, name, space).get_trials(deepcopy=False):
+        return
+    if url is None:
+        raise ConfigError(
+            f"{file} is what a search left that ended while it was being made; remove {root}, or choose another "
+            "run_dir"
+        )
+    raise ConfigError(
+        f"--storage {url} holds a study {name} already; resume its search, or give --study another name"
+    )
+
+
+def has_study(storage: BaseStorage, name: str) -> bool:
+    """Returns whether a storage holds a study of that name."""
+    return name in optuna.study.get_all_study_names(storage)
+
+
+def _file_of(url: str | None, root: Path) -> Path | None:
+    """The file that a storage is, None for a server."""
+    if url is None:
+        return root / JOURNAL
+    return Path(url.removeprefix(SQLITE).partition("?")[0]) if url.startswith(SQLITE) else None
 
 
 def open_study(storage: BaseStorage, name: str, space: Space) -> optuna.Study:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,8 @@ from rich.console import Console
 
 from krd_ray.config_io import dump_config, load_config, parse_config
 from krd_ray.errors import ConfigError, RunError
-from krd_ray.train.rundir import RunDir
+from krd_ray.train.rundir import RunDir, StudentDir
 from krd_ray.tune import study as names
-from krd_ray.tune.command import open_search, seeds_of
 from krd_ray.tune.confirm import confirmation_config
 from krd_ray.tune.outcome import best_config, importance, trial_row, write_trials
 from krd_ray.tune.progress import SearchProgress
@@ -292,16 +292,6 @@ def test_search_folder_keeps_what_a_resume_needs_and_is_not_taken_twice(tmp_path
         SearchDir(tmp_path).read()
 
 
-def test_command_says_which_words_do_not_go_together(tmp_path: Path) -> None:
-    options = SearchOptions(0, 0)
-    with pytest.raises(ConfigError, match="give a config file and --space FILE, or --resume"):
-        open_search(None, None, options, (), student=None, resume=None, say=print)
-    with pytest.raises(ConfigError, match="only --trials goes with it"):
-        open_search(tmp_path, None, options, (), student=None, resume=tmp_path, say=print)
-    with pytest.raises(ConfigError, match="expected whole numbers"):
-        seeds_of("a b")
-
-
 def test_progress_has_a_line_per_ended_trial_and_a_table_of_those_that_run(tmp_path: Path) -> None:
     tune = Tune(tmp_path, space_of(tmp_path))
     folder, options = SearchDir(tmp_path), SearchOptions(3, 4)
@@ -323,6 +313,44 @@ def test_progress_has_a_line_per_ended_trial_and_a_table_of_those_that_run(tmp_p
         assert "| it broke | best val/few 0.25 (trial 0)" in printed
         assert ("2/4" in printed) == terminal, "the running trial's epochs"
         assert "1/4" not in printed, "the trial of the earlier session does not run"
+
+
+def shown_after(progress: SearchProgress, console: Console) -> str:
+    """What the table shows now."""
+    file = console.file
+    before = len(file.getvalue())  # type: ignore[attr-defined]
+    progress.refresh()
+    return str(file.getvalue()[before:])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["while the table is read", "before the table saw it"])
+def test_trial_that_has_ended_does_not_come_back_into_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: bool
+) -> None:
+    tune = Tune(tmp_path, space_of(tmp_path))
+    folder, options = SearchDir(tmp_path), SearchOptions(3, 4)
+    folder.run.make_folders()
+    tune.whole("a", few=0.25)
+    console = Console(file=io.StringIO(), force_terminal=True, width=200)
+    with SearchProgress(folder, options, tune.space, console) as progress:
+        write_student(folder.run, "0", epochs=2)
+        ending = threading.Thread(target=progress.ended, args=(tune.study, 0))
+        if seen:
+            read = StudentDir.rows_after
+
+            def end_meanwhile(self: StudentDir, offset: int) -> Any:
+                rows = read(self, offset)
+                if ending.ident is None:
+                    ending.start()
+                    ending.join(timeout=0.3)
+                return rows
+
+            monkeypatch.setattr(StudentDir, "rows_after", end_meanwhile)
+            progress.refresh()
+        else:
+            ending.start()
+        ending.join()
+        assert "2/4" not in shown_after(progress, console)
 
 
 def test_row_of_a_trial_has_every_column_whatever_became_of_it() -> None:

@@ -110,14 +110,16 @@ def config(base: dict[str, Any], teacher_weights: Path, tmp_path_factory: pytest
 
 @pytest.fixture(scope="module")
 def searched(config: Path) -> Searched:
-    """kill -9 of the teacher after the first trial that ended, of the driver after the second; then `--resume`."""
+    """kill -9 of the teacher after the first trial that ended, of the driver after the second, when the teacher is
+    back; then `--resume`."""
     folder, space = config.with_name("run"), config.with_name("space.py")
     words = ["--trials", str(TRIALS), "--at-once", "2", "--grace-epochs", "1", "--confirm-seeds", "0"]
     process = start_krd("tune", config, "--space", space, *words)
     wait_for(lambda: ended(folder), process)
     first = json.loads((folder / "teacher/stats-0.jsonl").read_text().splitlines()[0])
     os.kill(first["pid"], signal.SIGKILL)
-    wait_for(lambda: len(ended(folder)) >= 2, process)
+    stats = folder / "teacher/stats-0.jsonl"
+    wait_for(lambda: len(ended(folder)) >= 2 and stats.read_text().count('"event": "start"') == 2, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     wait_for_workers(folder)

@@ -44,6 +44,6 @@ def test_joining_a_cluster_that_is_already_connected_keeps_it() -> None:
 
 
 def test_workers_of_a_cluster_started_here_are_known_as_its_processes() -> None:
-    pid = ray.get(ray.remote(num_cpus=0)(os.getpid).remote())
+    pid = ray.get(ray.remote(num_cpus=0)(lambda: os.getpid()).remote())
     assert pid in [process.pid for process in _processes_of_raylets()]
     assert os.getpid() not in [process.pid for process in _processes_of_raylets()]

@@ -58,7 +58,7 @@ LAYERS = {
     "models": layer("errors", f"{NUMERIC} torchvision"),
     "data": layer("errors maths models", f"{NUMERIC} torchvision pyarrow ray pydantic PIL sklearn"),
     "teacher": layer(f"{SETTINGS} maths models data", f"{NUMERIC} safetensors ray pyarrow psutil"),
-    "train": layer(f"{SETTINGS} maths models data teacher", f"{NUMERIC} safetensors ray rich"),
+    "train": layer(f"{SETTINGS} maths models data teacher", f"{NUMERIC} safetensors ray rich psutil"),
     "report": layer("errors", "matplotlib jinja2 numpy yaml rich"),
     "tune": layer(
         f"{SETTINGS} maths models data teacher train report", f"{NUMERIC} ray optuna pydantic rich yaml"

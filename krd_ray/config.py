@@ -295,6 +295,13 @@ class RunConfig(Strict):
                     f"{student.workers} workers of students.{student.name}; set it to actors, or views.cycle to null"
                 )
 
+    @property
+    def on_cpu(self) -> bool:
+        """No process of the run reserves a GPU."""
+        resources = [student.resources for student in self.students]
+        resources += [self.teacher.resources] if self.teacher else []
+        return all(each.num_gpus == 0 for each in resources)
+
     def expanded(self) -> RunConfig:
         """Returns the config with the comparison's students written out."""
         if self.compare is None:

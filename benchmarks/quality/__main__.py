@@ -7,7 +7,6 @@ keeps its settings, so that other settings need another --out.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +14,14 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.entry import run_command
 from benchmarks.quality.parts import CONFIGS, EPOCH_SHARE, FORMS, PARTS, VAL_PER_CLASS, Part, RunSpec
 from krd_ray.config import RunConfig
 from krd_ray.config_io import load_config
 from krd_ray.data.shard_options import ShardOptions
 from krd_ray.data.shards import write_shards
 from krd_ray.data.sources import SourceSpec, open_source
-from krd_ray.errors import KrdError, RunError
+from krd_ray.errors import RunError
 from krd_ray.report.comparison import compare_runs
 from krd_ray.report.comparison_page import write_comparison
 from krd_ray.report.terminal import print_methods
@@ -172,8 +172,4 @@ def _without_gpus(config: RunConfig) -> RunConfig:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except KrdError as error:
-        typer.echo(f"error: {error.message}", err=True)
-        sys.exit(1)
+    run_command(main)

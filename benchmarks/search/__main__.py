@@ -5,17 +5,16 @@ Does not hold formulas and chooses nothing. Shards and teacher are those of `ben
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from benchmarks.entry import run_command
 from benchmarks.quality.__main__ import Bench
 from benchmarks.search.bound import Bound, measure_bound
 from benchmarks.search.gain import search_gain
-from krd_ray.errors import KrdError
 from krd_ray.train.rundir import environment, write_json
 
 RESULTS = Path(__file__).parent.parent / "results" / "search"
@@ -70,8 +69,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except KrdError as error:
-        typer.echo(f"error: {error.message}", err=True)
-        sys.exit(1)
+    run_command(main)

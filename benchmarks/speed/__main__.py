@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.entry import run_command
 from benchmarks.speed.cells import CELLS, WARM_UP_EPOCHS, Cell
 from benchmarks.speed.krd_runs import krd_run
 from benchmarks.speed.naive_ray import naive_epochs
@@ -119,8 +120,4 @@ def _copies(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except KrdError as error:
-        typer.echo(f"error: {error.message}", err=True)
-        sys.exit(1)
+    run_command(main)

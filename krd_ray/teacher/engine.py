@@ -77,6 +77,9 @@ class _Piece:
     work: _Work
     rows: slice
 
+    def __len__(self) -> int:
+        return int(self.rows.stop - self.rows.start)
+
     @property
     def pairs(self) -> Pairs:
         return Pairs(self.work.pairs.view[self.rows], self.work.pairs.position[self.rows])
@@ -278,7 +281,7 @@ class TargetEngine:
         while self._queue and room:
             work = self._queue[0]
             piece = _Piece(work, slice(work.taken, min(work.taken + room, len(work.pairs))))
-            room -= piece.rows.stop - piece.rows.start
+            room -= len(piece)
             work.taken = piece.rows.stop
             pieces.append(piece)
             if work.taken == len(work.pairs):
@@ -323,7 +326,7 @@ class TargetEngine:
         return dropped
 
     def _compute(self, pieces: list[_Piece]) -> list[RowArray]:
-        sizes = [piece.rows.stop - piece.rows.start for piece in pieces]
+        sizes = [len(piece) for piece in pieces]
         try:
             values = self._forward(
                 np.concatenate(

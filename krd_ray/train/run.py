@@ -198,13 +198,5 @@ def _write_ledger(prepared: Prepared, run: RunDir) -> None:
     config = prepared.config
     names = [student.name for student in config.students]
     taught = [student.name for student in config.students if config.loss_of(student).needs_teacher]
-    resources = [student.resources for student in config.students]
-    resources += [config.teacher.resources] if config.teacher else []
-    ledger = build_ledger(
-        run,
-        names,
-        taught=taught,
-        driver_bytes=RECEIVED_BYTES,
-        on_cpu=all(each.num_gpus == 0 for each in resources),
-    )
+    ledger = build_ledger(run, names, taught=taught, driver_bytes=RECEIVED_BYTES, on_cpu=config.on_cpu)
     write_json(run.ledger, ledger)

@@ -179,15 +179,7 @@ def _write_ledger(run: RunDir, prepared: Prepared, config: RunConfig, study: opt
         for trial in trained
         if _asks(run, str(trial.number)) and _needs_teacher(config, trial)
     ]
-    resources = [config.students[0].resources]
-    resources += [config.teacher.resources] if config.teacher else []
-    ledger = build_ledger(
-        run,
-        trials,
-        taught=taught,
-        driver_bytes=RECEIVED_BYTES,
-        on_cpu=all(each.num_gpus == 0 for each in resources),
-    )
+    ledger = build_ledger(run, trials, taught=taught, driver_bytes=RECEIVED_BYTES, on_cpu=config.on_cpu)
     ledger["search"] = sharing(ledger, prepared, [name for name in taught if name in ended])
     write_json(run.ledger, ledger)
 

@@ -24,6 +24,7 @@ from krd_ray.config_loss import LossConfig
 from krd_ray.data.plan import EpochPlan
 from krd_ray.data.stream import Batch, ShardSet
 from krd_ray.errors import KrdError, NonFiniteLossError, RunError
+from krd_ray.maths.transfer import on_device
 from krd_ray.maths.views import ViewSpec, train_view
 from krd_ray.teacher.client import ClientStats, TeacherClient
 from krd_ray.teacher.messages import SoftTargets
@@ -259,9 +260,8 @@ class _Worker:
 
     def _train_step(self, batch: Batch, targets: SoftTargets | None, epoch: int) -> dict[str, float]:
         """One step; returns the terms as floats. Raises NonFiniteLossError before weights are touched."""
-        spec, labels = self.spec, torch.from_numpy(batch.labels).to(self.device)
-        images = torch.from_numpy(batch.images_BHWC).to(self.device, non_blocking=True)
-        ids = torch.from_numpy(batch.sample_ids).to(self.device)
+        spec, labels = self.spec, on_device(batch.labels, self.device)
+        images, ids = (on_device(each, self.device) for each in (batch.images_BHWC, batch.sample_ids))
         view = train_view(images, ids, torch.from_numpy(batch.view_index), spec.view)
         if spec.train.channels_last:
             view = view.contiguous(memory_format=torch.channels_last)
@@ -286,7 +286,7 @@ class _Worker:
         if targets is None:
             return None
         parts = [
-            None if part is None else torch.from_numpy(np.array(part)).to(self.device, non_blocking=True)
+            None if part is None else on_device(part, self.device)
             for part in (targets.logits, targets.features)
         ]
         return StepTargets(*parts)

@@ -21,7 +21,6 @@ from torch import nn
 
 from krd_ray.config import TrainConfig
 from krd_ray.config_loss import LossConfig
-from krd_ray.data.plan import EpochPlan
 from krd_ray.data.stream import Batch, ShardSet
 from krd_ray.errors import KrdError, NonFiniteLossError, RunError
 from krd_ray.maths.transfer import on_device
@@ -140,6 +139,7 @@ class _Worker:
         }
         last = self._restore()
         self.epoch, self.step, self.val_balanced = last.epoch + 1, last.step, last.val_balanced
+        self.batches = self.rows.batches(self.epoch, spec.train.epochs)
         self._write(
             "start",
             self.epoch,
@@ -231,9 +231,9 @@ class _Worker:
         waits = self.client.stats if self.client else ClientStats()
         account = EpochAccount(waits, self.world)
         plan = self.rows.plan(epoch)
-        num_steps = -(-plan.num_rows // train.batch_size)
+        num_steps = self.rows.num_batches(plan)
         self.module.train()
-        for number, (batch, targets) in enumerate(self._batches(plan, epoch, waits)):
+        for number, (batch, targets) in enumerate(self._next_batches(num_steps, waits)):
             self.descent.set_lr(epoch + number / num_steps)
             step_cpu = self.cpu_clock()
             terms = self._train_step(batch, targets, epoch)
@@ -245,18 +245,15 @@ class _Worker:
         self._write("train", epoch, **account.total(self.device), lr=self.descent.lr)
         return self.rows.coverage(plan, account.seen, self.device)
 
-    def _batches(
-        self, plan: EpochPlan, epoch: int, waits: ClientStats
-    ) -> Iterator[tuple[Batch, SoftTargets | None]]:
-        batches = self.rows.batches(plan, epoch)
+    def _next_batches(self, number: int, waits: ClientStats) -> Iterator[tuple[Batch, SoftTargets | None]]:
         if self.client is not None:
-            yield from self.client.stream(batches)
+            yield from self.client.stream(self.batches, number)
             return
-        started = time.perf_counter()
-        for batch in batches:
+        for _ in range(number):
+            started = time.perf_counter()
+            batch = next(self.batches)
             waits.wait_data_s += time.perf_counter() - started
             yield batch, None
-            started = time.perf_counter()
 
     def _train_step(self, batch: Batch, targets: SoftTargets | None, epoch: int) -> dict[str, float]:
         """One step; returns the terms as floats. Raises NonFiniteLossError before weights are touched."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from krd_ray.atomic import write_text
 from krd_ray.config import RunConfig, StudentConfig
 from krd_ray.config_io import dump_config, load_config
 from krd_ray.data.stream import cache_blocks
@@ -23,7 +24,7 @@ from krd_ray.train.ledger import build_ledger
 from krd_ray.train.live import Progress
 from krd_ray.train.loop import WorkerSpec
 from krd_ray.train.prepare import Prepared, prepare
-from krd_ray.train.rundir import RunDir, environment, num_sessions, read_json, write_json, write_text
+from krd_ray.train.rundir import RunDir, environment, num_sessions, read_json, write_json
 from krd_ray.train.students import StudentRun, run_together
 from krd_ray.train.teaching import teaching
 

@@ -16,13 +16,13 @@ from benchmarks.faults.setting import ENVIRONMENT
 
 os.environ.update(ENVIRONMENT)  # before Ray is imported
 
-from benchmarks.faults.atomic import kill_savers  # noqa: E402
-from benchmarks.faults.registry import FAULTS  # noqa: E402
-from benchmarks.faults.setting import Files  # noqa: E402
-from benchmarks.faults.table import write_table  # noqa: E402
-from benchmarks.faults.trial import try_fault, unfaulted_run  # noqa: E402
-from krd_ray.errors import KrdError  # noqa: E402
-from krd_ray.train.rundir import RunDir, environment, write_json  # noqa: E402
+from benchmarks.faults.atomic import kill_savers
+from benchmarks.faults.registry import FAULTS
+from benchmarks.faults.setting import Files
+from benchmarks.faults.table import write_table
+from benchmarks.faults.trial import try_fault, unfaulted_run
+from krd_ray.errors import KrdError
+from krd_ray.train.rundir import RunDir, environment, write_json
 
 RESULTS = Path(__file__).parent.parent / "results" / "faults"
 PARTS = ("runs", "atomic")

@@ -22,7 +22,9 @@ def main(address: str, num_bytes: int) -> None:
     ray.init(address=address, log_to_driver=False)
     held = [ray.put(np.full(CHUNK_BYTES, k, np.uint8)) for k in range(num_bytes // CHUNK_BYTES)]
     time.sleep(HOLD_S)
-    spilled = [path for path in Path(os.environ["RAY_TMPDIR"]).rglob("ray_spilled_objects*/*") if path.is_file()]
+    spilled = [
+        path for path in Path(os.environ["RAY_TMPDIR"]).rglob("ray_spilled_objects*/*") if path.is_file()
+    ]
     print(sum(path.stat().st_size for path in spilled))
     del held
 

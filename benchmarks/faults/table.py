@@ -26,7 +26,10 @@ def write_table(folder: Path) -> str:
     lines += [_line(row_of(name, found[name]["repetitions"])) for name in FAULTS if name in found]
     if "atomic" in found:
         each = found["atomic"]
-        lines += ["", f"Saving: {each['kills']} kills at random moments, {each['unreadable']} unreadable files."]
+        lines += [
+            "",
+            f"Saving: {each['kills']} kills at random moments, {each['unreadable']} unreadable files.",
+        ]
     text = "\n".join(lines) + "\n"
     (folder / "table.md").write_text(text, encoding="utf-8")
     return text

@@ -2,11 +2,11 @@
 
 Does not run anything. What it compares was written by the run itself; weights are compared bit by bit.
 
-Samples: a worker counts the ids of the batches it has trained, all ranks together, against the plan of the epoch, and
-writes what was missed and what came twice (`coverage` rows). A process that dies may leave epochs that a later attempt
-does again from an older checkpoint; the weights at the end come from one line of epochs, the last attempt's of each.
-Here that line is followed: every epoch stands in it once, without a sample missed or doubled, and its optimiser steps
-are those of the unfaulted run. Equal bits of the final weights say the same of the order.
+Samples: a worker counts the ids of the batches it has trained, all ranks together, against the plan of the epoch,
+and writes what was missed and what came twice (`coverage` rows). A process that dies may leave epochs that a later
+attempt does again from an older checkpoint; the weights at the end come from one line of epochs, the last attempt's
+of each. Here that line is followed: every epoch stands in it once, without a sample missed or doubled, and its
+optimiser steps are those of the unfaulted run. Equal bits of the final weights say the same of the order.
 """
 
 from __future__ import annotations

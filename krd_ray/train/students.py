@@ -22,6 +22,7 @@ from krd_ray.models.registry import describe_model
 from krd_ray.train.lean_trainer import LeanTrainer
 from krd_ray.train.loop import WorkerSpec, train_worker
 from krd_ray.train.rundir import StudentDir, num_restarts, read_json, seconds_trained, write_json
+from krd_ray.train.whole_files import whole_files
 
 
 class StudentRun:
@@ -169,6 +170,7 @@ def _trainer(
         run_config=RunConfig(
             name="checkpoints",
             storage_path=spec.folder,
+            storage_filesystem=whole_files(),
             failure_config=FailureConfig(max_failures=max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),

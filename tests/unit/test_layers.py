@@ -59,7 +59,10 @@ LAYERS = {
     "models": layer("errors", f"{NUMERIC} torchvision"),
     "data": layer("atomic errors maths models", f"{NUMERIC} torchvision pyarrow ray pydantic PIL sklearn"),
     "teacher": layer(f"atomic {SETTINGS} maths models data", f"{NUMERIC} safetensors ray pyarrow psutil"),
-    "train": layer(f"atomic {SETTINGS} maths models data teacher", f"{NUMERIC} safetensors ray rich psutil"),
+    "train": layer(
+        f"atomic {SETTINGS} maths models data teacher",
+        f"{NUMERIC} safetensors ray rich psutil pyarrow fsspec",
+    ),
     "report": layer("atomic errors", "matplotlib jinja2 numpy yaml rich"),
     "tune": layer(
         f"atomic {SETTINGS} maths models data teacher train report",

@@ -5,19 +5,12 @@ Does not kill (`atomic` does). What is saved the n-th time says n in all its par
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from ray.train import Checkpoint, CheckpointConfig
-from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
-from ray.train.v2._internal.execution.storage import StorageContext
-from ray.train.v2._internal.execution.training_report import _TrainingReport
 
 from krd_ray.atomic import write_bytes
 from krd_ray.data.manifest import Manifest
@@ -28,8 +21,8 @@ from krd_ray.report.writing import csv_bytes
 from krd_ray.teacher.calibrate import load_calibration, save_calibration
 from krd_ray.teacher.store import TargetStore
 from krd_ray.teacher.weights import ModelCard, read_weights, save_weights
+from krd_ray.train.checkpoint import Position, restore_checkpoint, save_checkpoint
 from krd_ray.train.rundir import read_json, write_json
-from krd_ray.train.whole_files import whole_files
 
 MODEL, CLASSES = "digits_net_8", 10
 ROWS, WIDTH = 64, 32
@@ -183,39 +176,28 @@ def _load_store(folder: Path) -> int:
     return newest
 
 
-def _keeper(folder: Path) -> tuple[StorageContext, CheckpointManager]:
-    """What keeps a student's checkpoints, with the settings of `students`."""
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    context = StorageContext(folder, "checkpoints", storage_filesystem=whole_files())
-    return context, CheckpointManager(CheckpointConfig(num_to_keep=2), context)
+def _parts() -> dict[str, torch.nn.Module]:
+    return {"student": build_model(MODEL, num_classes=CLASSES, image_size=8, seed=0)}
 
 
-def _open_ray_checkpoint(folder: Path) -> Save:
-    context, keeper = _keeper(folder)
-    shapes = build_model(MODEL, num_classes=CLASSES, image_size=8, seed=0).state_dict()
+def _open_checkpoint(folder: Path) -> Save:
+    parts = _parts()
 
     def save(n: int) -> None:
-        with tempfile.TemporaryDirectory() as made:
-            state = {name: torch.full(tuple(tensor.shape), float(n)) for name, tensor in shapes.items()}
-            torch.save({"epoch": n, **state}, Path(made) / "state.pt")
-            kept = context.persist_current_checkpoint(Checkpoint(made), f"checkpoint_{n}")
-        report = _TrainingReport(metrics={"epoch": n}, checkpoint=kept, validation=False)
-        asyncio.run(register(report))
-
-    async def register(report: _TrainingReport) -> None:  # as the controller does, whose loop wakes up others
-        keeper.register_checkpoint(report)
+        for tensor in parts["student"].state_dict().values():
+            tensor.fill_(n)
+        save_checkpoint(folder / "checkpoints", Position(n, n), parts)
 
     return save
 
 
-def _load_ray_checkpoint(folder: Path) -> int:
-    latest = _keeper(folder)[1].latest_checkpoint_result
-    if latest is None:
+def _load_checkpoint(folder: Path) -> int:
+    parts = _parts()
+    found = restore_checkpoint(folder / "checkpoints", parts, torch.device("cpu"))
+    if found.epoch == NOTHING:
         return NOTHING
-    with latest.checkpoint.as_directory() as path:
-        state = torch.load(Path(path) / "state.pt", weights_only=True)
-    epoch = int(state.pop("epoch"))
-    return _one([epoch, _one(torch.cat([tensor.flatten() for tensor in state.values()]))])
+    tensors = [tensor.flatten().float() for tensor in parts["student"].state_dict().values()]
+    return _one([found.epoch, found.step, _one(torch.cat(tensors))])
 
 
 SAVERS: dict[str, Saver] = {
@@ -225,5 +207,5 @@ SAVERS: dict[str, Saver] = {
     "weights": Saver(_open_weights, _load_weights),
     "calibration": Saver(_open_calibration, _load_calibration),
     "target store": Saver(_open_store, _load_store),
-    "checkpoint": Saver(_open_ray_checkpoint, _load_ray_checkpoint),
+    "checkpoint": Saver(_open_checkpoint, _load_checkpoint),
 }

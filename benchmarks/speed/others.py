@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import psutil
 
-COUNTED_ELSEWHERE = ("ray::Replica", "ray::RayTrainWorker")
+COUNTED_ELSEWHERE = ("ray::Replica", "ray::TrainWorker")
 EVERY_S = 0.5
 
 Curve = list[tuple[float, float]]

@@ -1,19 +1,20 @@
-"""Answers what a student's checkpoint holds, how it is reported and how training goes on from it.
+"""Answers what a student's checkpoint holds, where it lies and how training goes on from it.
 
-Does not decide when (`loop` does) and keeps none itself: Ray Train moves and counts them.
+Does not decide when (`loop` does). A checkpoint is one file, complete or absent; the last two are kept.
 """
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import ray.train
 import torch
 
-FILE = "state.pt"
+from krd_ray.atomic import write_file
+
+KEPT = 2
+PATTERN = "epoch-*.pt"
 
 
 @dataclass(frozen=True)
@@ -25,31 +26,26 @@ class Position:
     val_balanced: float | None = None
 
 
-def report_checkpoint(position: Position, parts: dict[str, Any], *, rank: int) -> None:
-    """Reports the end of an epoch, on every rank; rank 0 attaches position and the state of all parts.
+def save_checkpoint(folder: Path, position: Position, parts: dict[str, Any]) -> None:
+    """Writes position and the state of all parts in one step, and removes all but the last two.
 
     Args:
+        folder: of this student's checkpoints.
         position: after the epoch.
         parts: name -> module, optimiser or scaler, whatever has a `state_dict`.
-        rank: of this worker.
     """
-    metrics = {"epoch": position.epoch}
-    if rank != 0:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        state = {name: part.state_dict() for name, part in parts.items()}
-        torch.save({**asdict(position), **state}, Path(folder) / FILE)
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    content = {**asdict(position), **{name: part.state_dict() for name, part in parts.items()}}
+    write_file(folder / f"epoch-{position.epoch:05d}.pt", lambda partial: torch.save(content, partial))
+    for old in sorted(folder.glob(PATTERN))[:-KEPT]:
+        old.unlink()
 
 
-def restore_checkpoint(parts: dict[str, Any], device: torch.device) -> Position:
+def restore_checkpoint(folder: Path, parts: dict[str, Any], device: torch.device) -> Position:
     """Loads the last checkpoint, if there is one, into the parts and returns where training goes on."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
+    found = sorted(folder.glob(PATTERN))
+    if not found:
         return Position()
-    with checkpoint.as_directory() as folder:
-        state = torch.load(Path(folder) / FILE, map_location=device, weights_only=True)
+    state = torch.load(found[-1], map_location=device, weights_only=True)
     for name, part in parts.items():
         part.load_state_dict(state[name])
     return Position(int(state["epoch"]), int(state["step"]), state["val_balanced"])

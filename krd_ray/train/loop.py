@@ -23,13 +23,13 @@ from krd_ray.config import TrainConfig
 from krd_ray.config_loss import LossConfig
 from krd_ray.data.plan import EpochPlan
 from krd_ray.data.stream import Batch, ShardSet
-from krd_ray.errors import KrdError, NonFiniteLossError
+from krd_ray.errors import KrdError, NonFiniteLossError, RunError
 from krd_ray.maths.views import ViewSpec, train_view
 from krd_ray.teacher.client import ClientStats, TeacherClient
 from krd_ray.teacher.messages import SoftTargets
 from krd_ray.teacher.ports import TeacherLink
 from krd_ray.teacher.weights import ModelCard, save_weights
-from krd_ray.train.checkpoint import Position, report_checkpoint, restore_checkpoint
+from krd_ray.train.checkpoint import Position, restore_checkpoint, save_checkpoint
 from krd_ray.train.descent import Descent
 from krd_ray.train.epoch_account import EpochAccount
 from krd_ray.train.epoch_rows import EpochRows, RowSettings
@@ -82,9 +82,9 @@ class WorkerSpec:
 def train_worker(config: dict[str, Any]) -> None:
     """Trains one student from its last checkpoint to its last epoch; the function Ray Train calls on each rank.
 
-    An error that a restart would only repeat (KrdError) is written to `error.json`; the attempt that Ray Train
-    then starts returns at once, and the driver reports the error. A student that is asked to stop (`StudentDir.stop`)
-    returns without exporting weights.
+    An error that a restart would only repeat (KrdError) is written to `error.json`; an attempt that Ray Train
+    starts all the same returns at once, and the driver reports the error. A student that is asked to stop
+    (`StudentDir.stop`) returns without exporting weights.
     """
     spec: WorkerSpec = config["spec"]
     folder = StudentDir(Path(spec.folder))
@@ -137,7 +137,7 @@ class _Worker:
             "optimizer": self.descent.optimizer,
             "scaler": self.descent.scaler,
         }
-        last = restore_checkpoint(self.state, self.device)
+        last = self._restore()
         self.epoch, self.step, self.val_balanced = last.epoch + 1, last.step, last.val_balanced
         self._write(
             "start",
@@ -163,8 +163,9 @@ class _Worker:
                 self._stop_if_asked()
             if self._is_due(epoch, self.spec.train.checkpoint_every_epochs):
                 self._refuse_non_finite_weights()
-                position = Position(epoch, self.step, self.val_balanced)
-                report_checkpoint(position, self.state, rank=self.rank)
+                if self.rank == 0:
+                    position = Position(epoch, self.step, self.val_balanced)
+                    save_checkpoint(self.folder.checkpoints, position, self.state)
         self._refuse_non_finite_weights()
         if self.client is not None:
             self.client.close()
@@ -196,6 +197,18 @@ class _Worker:
             in_flight=spec.train.in_flight or (None if spec.teacher.placement == "actors" else 1),
             timeout_s=spec.teacher.timeout_s,
         )
+
+    def _restore(self) -> Position:
+        """The last checkpoint, which must be the same one on every rank."""
+        last = restore_checkpoint(self.folder.checkpoints, self.state, self.device)
+        epochs = sum_over_ranks(torch.tensor([last.epoch]), self.device).item()
+        if any_rank(epochs != self.world * last.epoch, self.device):
+            raise RunError(
+                f"student {self.spec.student}, rank {self.rank}: the last checkpoint in {self.folder.checkpoints} "
+                f"is of epoch {last.epoch} here and of another on other ranks; run_dir must be storage that all "
+                "nodes share"
+            )
+        return last
 
     def _open_rows(self) -> EpochRows:
         spec = self.spec

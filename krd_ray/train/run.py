@@ -161,11 +161,7 @@ def student_run(
     taught = prepared.config.loss_of(student).needs_teacher
     spec = _worker_spec(prepared, run, student, link if taught else None)
     return StudentRun(
-        spec,
-        student.workers,
-        student.resources,
-        prepared.config.train_of(student).max_failures,
-        outlives_driver=prepared.config.ray.address is not None,
+        spec, student.workers, student.resources, prepared.config.train_of(student).max_failures
     )
 
 

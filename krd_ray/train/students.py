@@ -1,28 +1,24 @@
 """Answers how students train at the same time: one Ray Train run each, started together, failing alone.
 
-Does not prepare data or teacher (`run` does).
+Does not prepare data or teacher (`run` does), and does not start processes (`launch` does).
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import ray.exceptions
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.backend import Backend
-from ray.train.torch import TorchConfig
 
 from krd_ray.config import Resources
 from krd_ray.models.registry import describe_model
-from krd_ray.train.lean_trainer import LeanTrainer
-from krd_ray.train.loop import WorkerSpec, train_worker
+from krd_ray.train.launch import first_cause, train_student
+from krd_ray.train.loop import WorkerSpec
 from krd_ray.train.rundir import StudentDir, num_restarts, read_json, seconds_trained, write_json
-from krd_ray.train.whole_files import whole_files
 
 
 class StudentRun:
@@ -33,21 +29,12 @@ class StudentRun:
         workers: number of data-parallel workers.
         resources: of each worker.
         max_failures: restarts of its workers before it fails.
-        outlives_driver: the cluster goes on when the driver dies.
     """
 
-    def __init__(
-        self,
-        spec: WorkerSpec,
-        workers: int,
-        resources: Resources,
-        max_failures: int,
-        *,
-        outlives_driver: bool,
-    ) -> None:
+    def __init__(self, spec: WorkerSpec, workers: int, resources: Resources, max_failures: int) -> None:
         self.name, self.folder = spec.student, StudentDir(Path(spec.folder))
-        self._spec = spec
-        self._trainer = _trainer(spec, workers, resources, max_failures, outlives_driver)
+        self._spec, self._workers, self._resources = spec, workers, resources
+        self._max_failures = max_failures
         self._ended: str | None = None
         self._thread = threading.Thread(target=self._run, name=f"student-{self.name}", daemon=True)
 
@@ -83,9 +70,9 @@ class StudentRun:
     def _fit(self) -> str | None:
         """Returns None when the student has trained to its end or was asked to stop, else what went wrong."""
         try:
-            self._trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            failure: str | None = _first_cause(error)
+            train_student(self._spec, self._workers, self._resources, self._max_failures)
+        except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
+            failure: str | None = first_cause(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this student and no other
             failure = f"{type(error).__name__}: {error}"
         else:
@@ -144,43 +131,3 @@ def summarise(spec: WorkerSpec, status: str, error: str | None) -> dict[str, Any
         "images_per_s": median([row["images_per_s"] for row in train.values()]) if train else None,
         "wait_frac": waiting / total if total else None,
     }
-
-
-@dataclass
-class _NoProcessGroup(TorchConfig):
-    """For a student of one worker: nobody to exchange gradients with, and no threads that wait for somebody."""
-
-    @property
-    def backend_cls(self) -> type[Backend]:
-        return Backend
-
-
-def _trainer(
-    spec: WorkerSpec, workers: int, resources: Resources, max_failures: int, outlives_driver: bool
-) -> LeanTrainer:
-    gpu = resources.num_gpus > 0
-    return LeanTrainer(
-        outlives_driver=outlives_driver,
-        train_loop_per_worker=train_worker,
-        train_loop_config={"spec": spec},
-        scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=gpu, resources_per_worker=resources.as_ray()
-        ),
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo") if workers > 1 else _NoProcessGroup(),
-        run_config=RunConfig(
-            name="checkpoints",
-            storage_path=spec.folder,
-            storage_filesystem=whole_files(),
-            failure_config=FailureConfig(max_failures=max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-        ),
-    )
-
-
-def _first_cause(error: ray.train.TrainingFailedError) -> str:
-    """The innermost line of what the workers raised."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for rank, failure in sorted(failures.items()):
-        lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
-        return f"rank {rank}: {lines[-1]}"
-    return str(error).strip().splitlines()[-1]

@@ -106,9 +106,9 @@ def test_a_killed_driver_is_resumed_and_finished_students_are_left_alone(
     assert done.returncode == 0, done.stdout + done.stderr
     assert _covered(run, "long") == [(epoch, 0, 0) for epoch in range(EPOCHS)]
     resumed_at = rows_of(run, "long", "start")[-1]["epoch"]
-    # A worker runs one report ahead of its controller: where epochs are shorter than the controller's poll, as here,
-    # the last two may not be on record when both die. With longer ones it is the last at most.
-    assert before - 2 <= resumed_at <= before
+    assert before - 1 <= resumed_at <= before + 1, (
+        "the kill may fall between an epoch's row and its checkpoint"
+    )
     assert len(rows_of(run, "short", "start")) == 1
 
 

@@ -61,7 +61,7 @@ LAYERS = {
     "teacher": layer(f"atomic {SETTINGS} maths models data", f"{NUMERIC} safetensors ray pyarrow psutil"),
     "train": layer(
         f"atomic {SETTINGS} maths models data teacher",
-        f"{NUMERIC} safetensors ray rich psutil pyarrow fsspec",
+        f"{NUMERIC} safetensors ray rich psutil",
     ),
     "report": layer("atomic errors", "matplotlib jinja2 numpy yaml rich"),
     "tune": layer(

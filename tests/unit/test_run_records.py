@@ -203,23 +203,18 @@ def test_result_sums_up_the_rows_of_a_student(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_student_fails_with_whatever_ray_train_raises_and_with_an_end_without_weights(
+def test_student_fails_with_whatever_its_workers_raise_and_with_an_end_without_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Trainer:
-        def __init__(self, error: Exception | None) -> None:
-            self.error = error
-
-        def fit(self) -> None:
-            if self.error is not None:
-                raise self.error
-
     for name, error, said in (("gone", OSError("storage is gone"), "OSError: storage is gone"),
                               ("empty", None, "training ended without weights")):  # fmt: skip
-        monkeypatch.setattr(students, "_trainer", lambda *_, error=error: Trainer(error))
-        student = students.StudentRun(
-            worker_spec(RunDir(tmp_path), name), 1, Resources(), 0, outlives_driver=False
-        )
+
+        def train(*_: object, error: Exception | None = error) -> None:
+            if error is not None:
+                raise error
+
+        monkeypatch.setattr(students, "train_student", train)
+        student = students.StudentRun(worker_spec(RunDir(tmp_path), name), 1, Resources(), 0)
         student.start()
         assert student.finish()["error"] == said
         assert student.state == "failed"

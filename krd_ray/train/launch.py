@@ -1,0 +1,98 @@
+"""Answers how the workers of one student start, and start again after a failure.
+
+Does not train (`loop` does). One worker is one process: an actor in which Ray Train runs in its local mode, without
+controller, synchronisation actor and placement group, each of which would be a process that wakes a hundred times a
+second. Several workers are a Ray Train worker group. The function they run is the same.
+"""
+
+from __future__ import annotations
+
+import ray
+import ray.exceptions
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from krd_ray.config import Resources
+from krd_ray.errors import KrdError
+from krd_ray.train.loop import WorkerSpec, train_worker
+
+OF_RAY_TRAIN = "ray_train"  # folder of what Ray Train itself writes about a group
+
+
+@ray.remote
+class TrainWorker:
+    """The process of a student that has one worker."""
+
+    def train(self, spec: WorkerSpec) -> None:
+        """Trains to the end. What a restart would only repeat stands in the student's error.json by then."""
+        trainer = TorchTrainer(
+            train_worker, train_loop_config={"spec": spec}, scaling_config=ScalingConfig(num_workers=0)
+        )
+        try:
+            trainer.fit()
+        except KrdError:
+            return
+
+
+def train_student(spec: WorkerSpec, workers: int, resources: Resources, max_failures: int) -> None:
+    """Trains a student from its last checkpoint to its end, on as many workers.
+
+    Args:
+        spec: for its workers.
+        workers: number of data-parallel workers.
+        resources: of each worker.
+        max_failures: how often all its workers start again.
+    Raises:
+        ray.exceptions.RayError: the process of its one worker has failed more often than that.
+        ray.train.TrainingFailedError: its group of workers has.
+    """
+    if workers == 1:
+        _train_alone(spec, resources, max_failures)
+    else:
+        _train_group(spec, workers, resources, max_failures)
+
+
+def _train_alone(spec: WorkerSpec, resources: Resources, max_failures: int) -> None:
+    """Every attempt gets a process of its own: after a failure on a GPU the old one may be of no more use."""
+    options = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus, "resources": resources.custom}
+    for failures_left in range(max_failures, -1, -1):
+        worker = TrainWorker.options(**options).remote()  # type: ignore[attr-defined]
+        try:
+            ray.get(worker.train.remote(spec))
+        except ray.exceptions.RayError:
+            if failures_left == 0:
+                raise
+        else:
+            return
+        finally:
+            ray.kill(worker)
+
+
+def _train_group(spec: WorkerSpec, workers: int, resources: Resources, max_failures: int) -> None:
+    gpu = resources.num_gpus > 0
+    TorchTrainer(
+        train_worker,
+        train_loop_config={"spec": spec},
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=gpu, resources_per_worker=resources.as_ray()
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        run_config=RunConfig(
+            name=OF_RAY_TRAIN,
+            storage_path=spec.folder,
+            failure_config=FailureConfig(max_failures=max_failures),
+        ),
+    ).fit()
+
+
+def first_cause(error: ray.exceptions.RayError | ray.train.TrainingFailedError) -> str:
+    """Returns the innermost line of what the workers raised."""
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return f"rank 0: {type(error.cause).__name__}: {error.cause}"
+    failures = getattr(error, "worker_failures", None) or {}
+    for rank, failure in sorted(failures.items()):
+        lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+        return f"rank {rank}: {lines[-1]}"
+    first, *_ = str(error).strip().splitlines() or [type(error).__name__]
+    return first if failures else f"{type(error).__name__}: {first}"

@@ -63,8 +63,6 @@ def try_fault(
                 found |= judge(fault, scene, unfaulted)
             except (KrdError, OSError, subprocess.SubprocessError) as error:
                 found["error"] = f"{type(error).__name__}: {error}"
-            finally:
-                scene.kill_all()
             found["outputs"] = [text[-2000:] for text in scene.outputs]
     return found | {"seconds": time.time() - started}
 
@@ -111,17 +109,18 @@ def disk_of(num_bytes: int | None, folder: Path) -> Iterator[None]:
 def _scene(
     files: Files, folder: Path, setting: str, changes: dict[str, Any], fault: Fault | None = None
 ) -> Iterator[Scene]:
-    mark, before = uuid.uuid4().hex, os.environ.get(MARK)
+    run = folder / "disk/run"
+    scene = Scene(RunDir(run), folder / "config.yaml", folder, uuid.uuid4().hex, random.Random(0), 0)
     shapes, quick = (fault.nodes, fault.quick) if fault else (None, True)
-    os.environ[MARK] = mark
+    os.environ[MARK] = scene.mark
     try:
-        with short_ray_folder(), cluster_of(shapes, quick=quick) as nodes:
-            if nodes is not None:
-                changes = merge(changes, {"ray": {"address": nodes.address, "object_store_bytes": None}})
-            run = folder / "disk/run"
-            config = write_config(folder / "config.yaml", files.config(setting, run, changes))
-            yield Scene(RunDir(run), config, folder, mark, random.Random(0), 0, nodes)
+        with short_ray_folder(), cluster_of(shapes, quick=quick) as scene.nodes:
+            if scene.nodes is not None:
+                changes = merge(
+                    changes, {"ray": {"address": scene.nodes.address, "object_store_bytes": None}}
+                )
+            write_config(scene.config, files.config(setting, run, changes))
+            yield scene
     finally:
+        scene.kill_all()
         del os.environ[MARK]
-        if before is not None:
-            os.environ[MARK] = before

@@ -10,9 +10,11 @@ what was computed before and, with `persist`, finds it.
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import IO
@@ -21,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from krd_ray.atomic import write_bytes
-from krd_ray.errors import DataError, TeacherError
+from krd_ray.errors import DataError, DiskFullError, TeacherError
 from krd_ray.teacher.lock import hold_lock
 
 IntArray = npt.NDArray[np.int64]
@@ -165,7 +167,7 @@ class TargetStore:
             if not path.exists():
                 try:
                     write_bytes(path, np.full(len(self._ids), NEVER, np.int64).tobytes())
-                except OSError as error:
+                except (OSError, DiskFullError) as error:
                     raise _cannot_write(path, error) from error
             self._tables[view] = np.memmap(path, dtype=np.int64, mode="r+", shape=(len(self._ids),))
         return self._tables[view]
@@ -299,9 +301,10 @@ def copy_rows(parts: list[tuple[RowArray, IntArray, IntArray]], num_rows: int, w
     return out
 
 
-def _cannot_write(path: Path, error: OSError) -> TeacherError:
+def _cannot_write(path: Path, error: OSError | DiskFullError) -> TeacherError:
+    why = error.strerror if isinstance(error, OSError) else os.strerror(errno.ENOSPC)
     return TeacherError(
-        f"the target store cannot write {path} ({error.strerror}); free space there, "
+        f"the target store cannot write {path} ({why}); free space there, "
         "lower teacher.disk_bytes or set teacher.spill_dir to another disk"
     )
 

@@ -35,8 +35,16 @@ def save_checkpoint(folder: Path, position: Position, parts: dict[str, Any]) -> 
         parts: name -> module, optimiser or scaler, whatever has a `state_dict`.
     """
     content = {**asdict(position), **{name: part.state_dict() for name, part in parts.items()}}
-    write_file(folder / f"epoch-{position.epoch:05d}.pt", lambda partial: torch.save(content, partial))
-    for old in sorted(folder.glob(PATTERN))[:-KEPT]:
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:  # else torch hides that the disk is full
+            torch.save(content, file)
+
+    write_file(folder / f"epoch-{position.epoch:05d}.pt", write)
+    for old in [
+        *sorted(folder.glob(PATTERN))[:-KEPT],
+        *folder.glob(".*.partial"),
+    ]:  # of writers that were killed
         old.unlink()
 
 

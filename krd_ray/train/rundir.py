@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from krd_ray.atomic import write_text
+from krd_ray.atomic import naming_a_full_disk, write_text
 from krd_ray.errors import RunError
 
 PACKAGES = ("torch", "torchvision", "ray", "numpy", "pyarrow", "krd-ray")
@@ -161,8 +161,9 @@ class MetricsLog:
     def write(self, split: str, epoch: int, step: int, **values: Any) -> None:
         """Appends one row."""
         row = {"time": time.time(), **self._fixed, "epoch": epoch, "step": step, "split": split, **values}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        with naming_a_full_disk(Path(self._file.name)):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -28,6 +28,7 @@ from krd_ray.train.rundir import RunDir
 
 def unfaulted_run(files: Files, setting: str, folder: Path) -> RunDir:
     """Returns a run that nothing happens to."""
+    shutil.rmtree(folder, ignore_errors=True)
     with _scene(files, folder, setting, {}) as scene:
         scene.start("distill", scene.config)
         scene.finish()
@@ -63,6 +64,9 @@ def try_fault(
                 found |= judge(fault, scene, unfaulted)
             except (KrdError, OSError, subprocess.SubprocessError) as error:
                 found["error"] = f"{type(error).__name__}: {error}"
+                if len(scene.exit_codes) < len(scene.outputs):
+                    scene.kill_all()
+                    scene.finish()
             found["outputs"] = [text[-2000:] for text in scene.outputs]
     return found | {"seconds": time.time() - started}
 

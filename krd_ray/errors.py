@@ -49,5 +49,9 @@ class Interrupted(KrdError):
     """The person or the machine asked the driver to stop (SIGINT, SIGTERM)."""
 
 
+class DiskFullError(KrdError):
+    """A file could not be written: its disk, or the user's share of it, is full."""
+
+
 class RunError(KrdError):
     """A run directory cannot be used, or at least one student did not finish."""

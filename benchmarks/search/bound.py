@@ -15,12 +15,13 @@ from typing import Any
 
 import typer
 
+from krd_ray.atomic import write_text
 from krd_ray.config import RayConfig, RunConfig
 from krd_ray.config_io import load_config
 from krd_ray.errors import RunError
 from krd_ray.train.cluster import connected
 from krd_ray.train.fill import fill_targets
-from krd_ray.train.rundir import read_json, write_text
+from krd_ray.train.rundir import read_json
 from krd_ray.tune.search import new_search, run_search
 from krd_ray.tune.search_dir import SearchOptions
 from krd_ray.tune.study import open_storage, open_study, queue_first

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from krd_ray.atomic import write_text
 from krd_ray.errors import DataError
 from krd_ray.maths.longtail import ClassOrder, ValPolicy, shot_groups
 
@@ -156,13 +156,7 @@ class Manifest(_Strict):
             The file's path.
         """
         path = root / MANIFEST_FILE
-        partial = root / f".{MANIFEST_FILE}.partial"
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(self.model_dump_json(indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        sync_folder(root)
+        write_text(path, self.model_dump_json(indent=1) + "\n")
         return path
 
     @classmethod
@@ -191,19 +185,6 @@ class Manifest(_Strict):
             return cls.model_validate_json(text)
         except ValidationError as error:
             raise DataError(f"{path} is not a valid krd-shards/1 manifest: {_explain(error)}") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power loss.
-
-    Args:
-        folder: existing folder.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _explain(error: ValidationError) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from krd_ray.atomic import sync_folder
 from krd_ray.data.manifest import (
     MANIFEST_FILE,
     SPLITS,
@@ -23,7 +24,6 @@ from krd_ray.data.manifest import (
     Scalar,
     ShardRecord,
     SplitRecord,
-    sync_folder,
 )
 from krd_ray.data.shard_first_pass import FirstPass, Router, shard_name
 from krd_ray.data.shard_options import OnBadSample, ShardOptions

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from krd_ray.atomic import write_bytes
 from krd_ray.report.comparison import Comparison, csv_rows, figure_rows, imbalance_rows
 from krd_ray.report.comparison_figures import draw_imbalance
 from krd_ray.report.comparison_text import (
@@ -24,7 +25,7 @@ from krd_ray.report.drawing import Draw
 from krd_ray.report.palette import Palette, method_palette
 from krd_ray.report.read_run import Row
 from krd_ray.report.sections import FIGURES, caption_of, limited
-from krd_ray.report.writing import Section, csv_bytes, render, write, write_picture
+from krd_ray.report.writing import Section, csv_bytes, render, write_picture
 
 CSV = "comparison.csv"
 
@@ -72,12 +73,12 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
         out / "comparison.md": as_markdown(comparison).encode("utf-8"),
     }
     for path, content in files.items():
-        write(path, content)
+        write_bytes(path, content)
     overview = [_write_picture(picture, palette, out) for picture in _over_ratios(comparison)]
     labels = dict.fromkeys(cell["dataset"] for cell in comparison.cells)
     blocks = [_block(comparison, label, palette, out) for label in labels]
     page = out / "index.html"
-    write(page, _render(comparison, palette, overview, blocks).encode("utf-8"))
+    write_bytes(page, _render(comparison, palette, overview, blocks).encode("utf-8"))
     drawn = [*overview, *(section for block in blocks for section in block.sections)]
     return [*files, *(out / f"{section.key}.png" for section in drawn), page]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from krd_ray.atomic import write_bytes
 from krd_ray.report import tables
 from krd_ray.report.comparison import Comparison, compare, csv_rows
 from krd_ray.report.comparison_text import comparison_table, latency_note, notes
@@ -15,7 +16,7 @@ from krd_ray.report.read_run import Row, Run, read_run
 from krd_ray.report.sections import FIGURES, FigureRecord, caption_of, limited
 from krd_ray.report.seeds import compares
 from krd_ray.report.words import best_students, headline_tiles, ledger_facts, split_facts, val_note
-from krd_ray.report.writing import Section, csv_bytes, render, write, write_picture
+from krd_ray.report.writing import Section, csv_bytes, render, write_picture
 
 
 def build_report(run_dir: Path) -> Path:
@@ -39,13 +40,13 @@ def build_report(run_dir: Path) -> Path:
     comparison = compare([run]) if compares(run) else None
     palette = method_palette(tables.method_order(run))
     sections = {key: _write_figure(key, record, run, palette, folder) for key, record in FIGURES.items()}
-    write(folder / "headline.csv", csv_bytes(headline))
+    write_bytes(folder / "headline.csv", csv_bytes(headline))
     if comparison is None:
         (folder / "comparison.csv").unlink(missing_ok=True)
     else:
-        write(folder / "comparison.csv", csv_bytes(csv_rows(comparison.cells)))
+        write_bytes(folder / "comparison.csv", csv_bytes(csv_rows(comparison.cells)))
     page = folder / "index.html"
-    write(page, _render(run, headline, comparison, palette, sections).encode("utf-8"))
+    write_bytes(page, _render(run, headline, comparison, palette, sections).encode("utf-8"))
     return page
 
 
@@ -58,7 +59,7 @@ def _write_figure(key: str, record: FigureRecord, run: Run, palette: Palette, fo
         return Section(key, record.title, record.caption, csv_path.name, missing=record.missing(run))
     drawn, note = limited(rows, record)
     png = write_picture(png_path, record.draw, drawn, palette)
-    write(csv_path, csv_bytes(rows))
+    write_bytes(csv_path, csv_bytes(rows))
     return Section(key, record.title, caption_of(record, rows) + record.adds(run) + note, csv_path.name, png)
 
 

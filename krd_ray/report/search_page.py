@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from krd_ray.atomic import write_bytes
 from krd_ray.report import search_figures as figures
 from krd_ray.report import search_tables as tables
 from krd_ray.report.drawing import Draw
@@ -25,7 +26,7 @@ from krd_ray.report.search_text import (
     setting_lines,
 )
 from krd_ray.report.verdict import Difference, differences, sentence
-from krd_ray.report.writing import Section, csv_bytes, render, write, write_picture
+from krd_ray.report.writing import Section, csv_bytes, render, write_picture
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def build_search_report(search_dir: Path) -> Path:
     folder.mkdir(exist_ok=True)
     sections = {key: _section(key, record, search, folder) for key, record in FIGURES.items()}
     page = folder / "index.html"
-    write(page, _render(search, sections).encode("utf-8"))
+    write_bytes(page, _render(search, sections).encode("utf-8"))
     return page
 
 
@@ -66,7 +67,7 @@ def _section(key: str, record: SearchFigure, search: SearchRecord, folder: Path)
         csv_path.unlink(missing_ok=True)
         return Section(key, record.title, record.caption, csv_path.name, missing=record.missing)
     png = write_picture(png_path, record.draw, rows, {})
-    write(csv_path, csv_bytes(rows))
+    write_bytes(csv_path, csv_bytes(rows))
     return Section(key, record.title, record.caption, csv_path.name, png)
 
 

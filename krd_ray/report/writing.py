@@ -16,6 +16,7 @@ from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
+from krd_ray.atomic import write_bytes
 from krd_ray.report.drawing import Draw, render_png
 from krd_ray.report.formats import count, milliseconds, number, percent, points, seconds, setting
 from krd_ray.report.palette import Palette
@@ -37,15 +38,8 @@ class Section:
 def write_picture(path: Path, draw: Draw, rows: list[Row], palette: Palette) -> str:
     """Draw rows into a PNG file and return it in base64, for a page that stands alone."""
     png = render_png(draw, rows, palette)
-    write(path, png)
+    write_bytes(path, png)
     return base64.b64encode(png).decode("ascii")
-
-
-def write(path: Path, content: bytes) -> None:
-    """Replace a file in one step: a reader sees the old page or the new one, never half of one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 def csv_bytes(rows: Sequence[Row]) -> bytes:

@@ -6,7 +6,6 @@ Does not choose between replicas and does no Ray calls; each replica sums its pa
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from krd_ray.atomic import write_file
 from krd_ray.data.stream import Batch
 from krd_ray.errors import TeacherError
 from krd_ray.maths.calibration import Calibration
@@ -81,10 +81,9 @@ def calibration_from(parts: Sequence[ClassSums], class_counts: Sequence[int]) ->
 
 def save_calibration(calibration: Calibration, teacher_hash: str, accuracy: float, path: Path) -> None:
     """Writes the calibration beside the run, atomically, so that a restarted replica need not repeat the pass."""
-    partial = path.with_name(path.name + ".partial")
     header = {"krd_ray": json.dumps({"teacher_hash": teacher_hash, "accuracy": accuracy})}
-    save_file({key: value.contiguous() for key, value in calibration.to_dict().items()}, partial, header)
-    os.replace(partial, path)
+    tensors = {key: value.contiguous() for key, value in calibration.to_dict().items()}
+    write_file(path, lambda partial: save_file(tensors, partial, header))
 
 
 def load_calibration(path: Path, teacher_hash: str) -> tuple[Calibration, float] | None:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 
+from krd_ray.atomic import write_text
 from krd_ray.config import Resources
 from krd_ray.data.remote_errors import unwrapped
 from krd_ray.data.stream import ShardSet
@@ -116,7 +117,7 @@ class TeacherGroup:
             "replicas": [{"pid": info.pid, "device": info.device} for info in infos],
         }
         path = Path(self._specs[0].run_dir) / "selftest.json"
-        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(record, indent=2) + "\n")
 
 
 def _actor_class(resources: Resources, num_callers: int) -> Any:

@@ -17,6 +17,7 @@ import psutil  # type: ignore[import-untyped]
 import ray
 from ray.util import metrics as ray_metrics
 
+from krd_ray.atomic import naming_a_full_disk
 from krd_ray.teacher.engine import EngineStats
 
 INTERVAL_S = 1.0
@@ -84,7 +85,7 @@ class StatsLog:
             "private_bytes_peak": self._private_bytes_peak,
             **asdict(stats),
         }
-        with self._lock:
+        with self._lock, naming_a_full_disk(Path(self._file.name)):
             self._written = time.monotonic()
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()

@@ -10,6 +10,7 @@ what was computed before and, with `persist`, finds it.
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
@@ -21,7 +22,8 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from krd_ray.errors import DataError, TeacherError
+from krd_ray.atomic import write_bytes
+from krd_ray.errors import DataError, DiskFullError, TeacherError
 from krd_ray.teacher.lock import hold_lock
 
 IntArray = npt.NDArray[np.int64]
@@ -164,8 +166,8 @@ class TargetStore:
             path = self._folder / f"view-{view}.rows"
             if not path.exists():
                 try:
-                    write_atomically(path, np.full(len(self._ids), NEVER, np.int64).tobytes())
-                except OSError as error:
+                    write_bytes(path, np.full(len(self._ids), NEVER, np.int64).tobytes())
+                except (OSError, DiskFullError) as error:
                     raise _cannot_write(path, error) from error
             self._tables[view] = np.memmap(path, dtype=np.int64, mode="r+", shape=(len(self._ids),))
         return self._tables[view]
@@ -228,7 +230,7 @@ class TargetStore:
         if not path.exists() or json.loads(path.read_text()) != layout:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.mkdir(parents=True)
-            write_atomically(path, json.dumps(layout).encode())
+            write_bytes(path, json.dumps(layout).encode())
             return
         for table in self._folder.glob("view-*.rows"):
             view = int(table.stem.removeprefix("view-"))
@@ -299,18 +301,12 @@ def copy_rows(parts: list[tuple[RowArray, IntArray, IntArray]], num_rows: int, w
     return out
 
 
-def _cannot_write(path: Path, error: OSError) -> TeacherError:
+def _cannot_write(path: Path, error: OSError | DiskFullError) -> TeacherError:
+    why = error.strerror if isinstance(error, OSError) else os.strerror(errno.ENOSPC)
     return TeacherError(
-        f"the target store cannot write {path} ({error.strerror}); free space there, "
+        f"the target store cannot write {path} ({why}); free space there, "
         "lower teacher.disk_bytes or set teacher.spill_dir to another disk"
     )
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that a process that is killed leaves the whole of it or nothing under its name."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 def lock_folder(folder: Path) -> IO[bytes]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from krd_ray.atomic import write_file
 from krd_ray.errors import TeacherError
 from krd_ray.models.outputs import Classifier
 from krd_ray.models.registry import build_model
@@ -50,11 +50,9 @@ class ModelCard:
 
 def save_weights(state: dict[str, Tensor], card: ModelCard, path: Path) -> None:
     """Writes weights and card as one safetensors file, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    save_file(tensors, partial, metadata={CARD_KEY: json.dumps(asdict(card))})
-    os.replace(partial, path)
+    card_text = json.dumps(asdict(card))
+    write_file(path, lambda partial: save_file(tensors, partial, metadata={CARD_KEY: card_text}))
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelCard | None]:

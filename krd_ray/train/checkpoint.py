@@ -5,12 +5,13 @@ Does not decide when (`loop` does). A checkpoint is one file, complete or absent
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from krd_ray.atomic import write_file
 
 KEPT = 2
 PATTERN = "epoch-*.pt"
@@ -26,22 +27,24 @@ class Position:
 
 
 def save_checkpoint(folder: Path, position: Position, parts: dict[str, Any]) -> None:
-    """Writes position and the state of all parts to a neighbour, renames it, and removes all but the last two.
+    """Writes position and the state of all parts in one step, and removes all but the last two.
 
     Args:
         folder: of this student's checkpoints.
         position: after the epoch.
         parts: name -> module, optimiser or scaler, whatever has a `state_dict`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"epoch-{position.epoch:05d}.pt"
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save({**asdict(position), **{name: part.state_dict() for name, part in parts.items()}}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    for old in sorted(folder.glob(PATTERN))[:-KEPT]:
+    content = {**asdict(position), **{name: part.state_dict() for name, part in parts.items()}}
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:  # else torch hides that the disk is full
+            torch.save(content, file)
+
+    write_file(folder / f"epoch-{position.epoch:05d}.pt", write)
+    for old in [
+        *sorted(folder.glob(PATTERN))[:-KEPT],
+        *folder.glob(".*.partial"),
+    ]:  # of writers that were killed
         old.unlink()
 
 

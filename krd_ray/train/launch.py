@@ -7,6 +7,8 @@ second. Several workers are a Ray Train worker group. The function they run is t
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ray
 import ray.exceptions
 import ray.train
@@ -16,6 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from krd_ray.config import Resources
 from krd_ray.errors import KrdError
 from krd_ray.train.loop import WorkerSpec, train_worker
+from krd_ray.train.rundir import StudentDir
 
 OF_RAY_TRAIN = "ray_train"  # folder of what Ray Train itself writes about a group
 
@@ -32,7 +35,8 @@ class TrainWorker:
         try:
             trainer.fit()
         except KrdError:
-            return
+            if not StudentDir(Path(spec.folder)).error.exists():  # no room for it
+                raise
 
 
 def train_student(spec: WorkerSpec, workers: int, resources: Resources, max_failures: int) -> None:
@@ -60,8 +64,8 @@ def _train_alone(spec: WorkerSpec, resources: Resources, max_failures: int) -> N
         worker = TrainWorker.options(**options).remote()  # type: ignore[attr-defined]
         try:
             ray.get(worker.train.remote(spec))
-        except ray.exceptions.RayError:
-            if failures_left == 0:
+        except ray.exceptions.RayError as error:
+            if failures_left == 0 or isinstance(getattr(error, "cause", None), KrdError):
                 raise
         else:
             return

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from krd_ray.atomic import write_text
 from krd_ray.config import RunConfig, StudentConfig
 from krd_ray.config_io import dump_config, load_config
 from krd_ray.data.stream import cache_blocks
-from krd_ray.errors import Interrupted, RunError
+from krd_ray.errors import DiskFullError, Interrupted, RunError
 from krd_ray.teacher.messages import RECEIVED_BYTES
 from krd_ray.teacher.ports import TeacherLink
 from krd_ray.teacher.spec import threads_for
@@ -23,7 +24,7 @@ from krd_ray.train.ledger import build_ledger
 from krd_ray.train.live import Progress
 from krd_ray.train.loop import WorkerSpec
 from krd_ray.train.prepare import Prepared, prepare
-from krd_ray.train.rundir import RunDir, environment, num_sessions, read_json, write_json, write_text
+from krd_ray.train.rundir import RunDir, environment, num_sessions, read_json, write_json
 from krd_ray.train.students import StudentRun, run_together
 from krd_ray.train.teaching import teaching
 
@@ -78,6 +79,17 @@ def _is_finished(run: RunDir, name: str) -> bool:
 
 
 def _execute(prepared: Prepared, run: RunDir, students: Sequence[StudentConfig]) -> Outcome:
+    try:
+        return _train_and_account(prepared, run, students)
+    except DiskFullError as error:
+        if not run.config.exists():
+            raise
+        raise DiskFullError(
+            f"{error.message}; then continue with `krd distill --resume {run.root}`"
+        ) from error
+
+
+def _train_and_account(prepared: Prepared, run: RunDir, students: Sequence[StudentConfig]) -> Outcome:
     config = prepared.config
     if students:
         with connected(config.ray):

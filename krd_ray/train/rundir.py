@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from krd_ray.atomic import naming_a_full_disk, write_text
 from krd_ray.errors import RunError
 
 PACKAGES = ("torch", "torchvision", "ray", "numpy", "pyarrow", "krd-ray")
@@ -160,24 +161,14 @@ class MetricsLog:
     def write(self, split: str, epoch: int, step: int, **values: Any) -> None:
         """Appends one row."""
         row = {"time": time.time(), **self._fixed, "epoch": epoch, "step": step, "split": split, **values}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        with naming_a_full_disk(Path(self._file.name)):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never half of it."""
     write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file so that a reader sees the old one or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def read_json(path: Path) -> Any:

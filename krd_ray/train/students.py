@@ -15,6 +15,7 @@ import ray.exceptions
 import ray.train
 
 from krd_ray.config import Resources
+from krd_ray.errors import DiskFullError
 from krd_ray.models.registry import describe_model
 from krd_ray.train.launch import first_cause, train_student
 from krd_ray.train.loop import WorkerSpec
@@ -36,6 +37,7 @@ class StudentRun:
         self._spec, self._workers, self._resources = spec, workers, resources
         self._max_failures = max_failures
         self._ended: str | None = None
+        self._result: dict[str, Any] = {}
         self._thread = threading.Thread(target=self._run, name=f"student-{self.name}", daemon=True)
 
     def start(self) -> None:
@@ -43,7 +45,8 @@ class StudentRun:
         self.folder.error.unlink(missing_ok=True)
         self.folder.stop.unlink(missing_ok=True)
         self.folder.weights.unlink(missing_ok=True)
-        write_json(self.folder.result, summarise(self._spec, "started", None))
+        self._result = summarise(self._spec, "started", None)
+        write_json(self.folder.result, self._result)
         self._thread.start()
 
     @property
@@ -58,13 +61,18 @@ class StudentRun:
     def finish(self) -> dict[str, Any]:
         """Waits for the end and returns what result.json says."""
         self._thread.join()
-        return dict(read_json(self.folder.result))
+        return dict(self._result)
 
     def _run(self) -> None:
         """Trains and writes result.json as soon as this student has ended, whatever the others do."""
         error = self._fit()
         ended = "failed" if error else "finished" if self.folder.weights.is_file() else "stopped"
-        write_json(self.folder.result, summarise(self._spec, ended, error))
+        self._result = summarise(self._spec, ended, error)
+        try:
+            write_json(self.folder.result, self._result)
+        except DiskFullError as full:  # the file goes on saying that it has started: it can be resumed
+            ended = "failed"
+            self._result |= {"status": ended, "error": error or full.message}
         self._ended = ended
 
     def _fit(self) -> str | None:

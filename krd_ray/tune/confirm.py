@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from krd_ray.atomic import write_text
 from krd_ray.config import RunConfig
 from krd_ray.config_io import dump_config, parse_config
 from krd_ray.errors import RunError
@@ -17,7 +18,7 @@ from krd_ray.report.verdict import BASELINE, BEST
 from krd_ray.train.assess import evaluate_run
 from krd_ray.train.prepare import prepare
 from krd_ray.train.run import Outcome, resume_run, start_run
-from krd_ray.train.rundir import RunDir, read_json, write_text
+from krd_ray.train.rundir import RunDir, read_json
 from krd_ray.tune.laying import trial_student
 from krd_ray.tune.search_dir import SearchDir
 

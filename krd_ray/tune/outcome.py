@@ -13,12 +13,13 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from krd_ray.atomic import write_text
 from krd_ray.config import RunConfig
 from krd_ray.config_io import dump_config
 from krd_ray.teacher.messages import RECEIVED_BYTES
 from krd_ray.train.ledger import build_ledger
 from krd_ray.train.prepare import Prepared
-from krd_ray.train.rundir import RunDir, write_json, write_text
+from krd_ray.train.rundir import RunDir, write_json
 from krd_ray.tune import study as names
 from krd_ray.tune.laying import lay
 from krd_ray.tune.search_dir import SearchDir

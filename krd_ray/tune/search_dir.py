@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from krd_ray.atomic import write_text
 from krd_ray.config import RunConfig
 from krd_ray.config_io import dump_config, load_config
 from krd_ray.errors import RunError
 from krd_ray.teacher.lock import hold_lock
-from krd_ray.train.rundir import RunDir, read_json, write_json, write_text
+from krd_ray.train.rundir import RunDir, read_json, write_json
 from krd_ray.tune.space import Space, load_space
 
 TRIALS = "trials"

@@ -1,0 +1,33 @@
+"""Answers what a crowded object store does to others: fills it several times over, prints the bytes spilled to disk.
+
+Runs as a job of its own: `python -m benchmarks.faults.filler ADDRESS BYTES`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import ray
+
+CHUNK_BYTES = 8 << 20
+HOLD_S = 3.0
+
+
+def main(address: str, num_bytes: int) -> None:
+    """Puts objects, holds them for some seconds and lets them go."""
+    ray.init(address=address, log_to_driver=False)
+    held = [ray.put(np.full(CHUNK_BYTES, k, np.uint8)) for k in range(num_bytes // CHUNK_BYTES)]
+    time.sleep(HOLD_S)
+    spilled = [
+        path for path in Path(os.environ["RAY_TMPDIR"]).rglob("ray_spilled_objects*/*") if path.is_file()
+    ]
+    print(sum(path.stat().st_size for path in spilled))
+    del held
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

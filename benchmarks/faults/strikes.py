@@ -1,0 +1,176 @@
+"""Answers how each fault is done to a run: real signals to real processes, a real full disk, really cut files.
+
+Does not say what must come of it (`registry` does).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+import psutil  # type: ignore[import-untyped]
+
+from benchmarks.faults.running import Scene
+
+FIRST_EPOCH = 4  # of the first repetition; each further one strikes later
+EPOCHS_LATER = 3
+PAUSE_S = 6.0
+FILLER_BYTES = 240 << 20  # three times the object store
+FILLER = "filler.bin"
+Strike = Callable[[Scene], None]
+
+
+def kill_teacher(times: int) -> Strike:
+    """kill -9 of the teacher's process, again as soon as it serves again and students have gone on."""
+
+    def strike(scene: Scene) -> None:
+        for number in range(times):
+            _reach(scene, later=2 * number)
+            pid = scene.pid_of_teacher()
+            scene.strike()
+            os.kill(pid, signal.SIGKILL)
+            scene.wait(lambda pid=pid: scene.pid_of_teacher() != pid, "the teacher's restart")  # type: ignore[misc]
+
+    return strike
+
+
+def kill_student(scene: Scene) -> None:
+    """kill -9 of the process of `hit`'s rank 0."""
+    _reach(scene)
+    scene.strike()
+    os.kill(scene.pid_of("hit"), signal.SIGKILL)
+
+
+def kill_driver(scene: Scene) -> None:
+    """kill -9 of the command's process alone."""
+    _reach(scene)
+    assert scene.process is not None
+    scene.strike()
+    os.kill(scene.process.pid, signal.SIGKILL)
+
+
+def kill_everything(scene: Scene) -> None:
+    """kill -9 of the driver, Ray's own processes and all workers at once."""
+    _reach(scene)
+    scene.strike()
+    scene.kill_all()
+
+
+def terminate_driver(scene: Scene) -> None:
+    """SIGTERM to the command's process."""
+    _reach(scene)
+    assert scene.process is not None
+    scene.strike()
+    os.kill(scene.process.pid, signal.SIGTERM)
+
+
+def stop_for_a_while(who: str) -> Strike:
+    """SIGSTOP, and SIGCONT some seconds later, of a student's process, the teacher's, or all of a node."""
+
+    def strike(scene: Scene) -> None:
+        _reach(scene)
+        scene.strike()
+        found = _processes(scene, who)
+        for process in found:
+            process.send_signal(signal.SIGSTOP)
+        time.sleep(PAUSE_S)
+        for process in found:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGCONT)
+        scene.restored_at = time.time()
+
+    return strike
+
+
+def lose_node(name: str) -> Strike:
+    """kill -9 of all processes of a node; another one of the same shape joins."""
+
+    def strike(scene: Scene) -> None:
+        _reach(scene)
+        assert scene.nodes is not None
+        scene.strike()
+        scene.nodes.kill(name)
+        scene.nodes.add(name)
+
+    return strike
+
+
+def crowd_object_store(scene: Scene) -> None:
+    """Another job puts three times the size of the object store into it, so that what lies there is spilled."""
+    _reach(scene)
+    assert scene.nodes is not None
+    scene.strike()
+    words = ["-m", "benchmarks.faults.filler", scene.nodes.address, str(FILLER_BYTES)]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True)
+    scene.notes["spilled_bytes"] = int(done.stdout.splitlines()[-1])
+    scene.restored_at = time.time()
+
+
+def fill_disk(scene: Scene) -> None:
+    """Takes every free byte of the disk that the run directory is on."""
+    _reach(scene)
+    scene.strike()
+    with (scene.run.root.parent / FILLER).open("wb", buffering=0) as file:
+        for size in (1 << 16, 1):
+            _write_until_full(file, size)
+
+
+def free_disk(scene: Scene) -> None:
+    """Gives the bytes back."""
+    (scene.run.root.parent / FILLER).unlink()
+
+
+def cut_shard(scene: Scene) -> None:
+    """Cuts the run's first training shard to half its length."""
+    if scene.process is not None:
+        _reach(scene)
+    scene.strike()
+    shard = _shard(scene)
+    shutil.copy(shard, shard.with_suffix(".whole"))
+    os.truncate(shard, shard.stat().st_size // 2)
+
+
+def mend_shard(scene: Scene) -> None:
+    """Puts the whole shard back."""
+    _shard(scene).with_suffix(".whole").replace(_shard(scene))
+
+
+def wait_for_explosion(scene: Scene) -> None:
+    """Waits until the config's own learning rate has made `hit` fail."""
+    scene.wait(lambda: scene.run.student("hit").error.exists(), "the loss's explosion")
+    scene.strike()
+
+
+def _write_until_full(file: IO[bytes], size: int) -> None:
+    try:
+        while True:
+            file.write(bytes(size))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+
+
+def _shard(scene: Scene) -> Path:
+    return sorted((scene.folder / "shards").glob("train-*.parquet"))[0]
+
+
+def _reach(scene: Scene, later: int = 0) -> None:
+    scene.reach("hit", FIRST_EPOCH + EPOCHS_LATER * scene.repetition + later)
+
+
+def _processes(scene: Scene, who: str) -> list[psutil.Process]:
+    if who == "student":
+        return [psutil.Process(scene.pid_of("hit"))]
+    if who == "teacher":
+        return [psutil.Process(scene.pid_of_teacher())]
+    assert scene.nodes is not None
+    return scene.nodes.processes(who)

@@ -1,0 +1,80 @@
+"""Answers how a file is written so that nobody ever finds half of it: beside its name, to the disk, then renamed.
+
+Does not know what is written. A process that is killed leaves the old file or the new one under the name, and at
+most one `.partial` file beside it. The same holds for a power failure: content reaches the disk before the name does.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from krd_ray.errors import DiskFullError
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Replaces a file in one step by what `write` puts into another one of the same folder.
+
+    Args:
+        path: of the file; its folder is made where it is missing.
+        write: gets the path to write to and closes it again.
+    Raises:
+        DiskFullError: there is no room for it.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with naming_a_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(partial)
+            _sync(partial)
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces a file's content in one step."""
+    write_file(path, lambda partial: partial.write_bytes(content))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a text file, UTF-8, in one step."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+@contextmanager
+def naming_a_full_disk(path: Path) -> Iterator[None]:
+    """Turns a full disk, met in the block, into an error that says which file found no room.
+
+    Libraries that wrap the system's error in one of their own (safetensors) keep its words.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not (isinstance(error, OSError) and error.errno in FULL) and os.strerror(errno.ENOSPC) not in str(
+            error
+        ):
+            raise
+        raise DiskFullError(
+            f"cannot write {path}: {os.strerror(errno.ENOSPC)}; free space there, what was written before is intact"
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames inside `folder` survive a power failure."""
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

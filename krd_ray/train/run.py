@@ -18,10 +18,11 @@ from krd_ray.errors import Interrupted, RunError
 from krd_ray.teacher.messages import RECEIVED_BYTES
 from krd_ray.teacher.ports import TeacherLink
 from krd_ray.teacher.spec import threads_for
-from krd_ray.train.cluster import check_run, connected, fits_cache, living_nodes
+from krd_ray.train.cluster import connected, fits_cache, living_nodes
 from krd_ray.train.ledger import build_ledger
 from krd_ray.train.live import Progress
 from krd_ray.train.loop import WorkerSpec
+from krd_ray.train.places import check_run
 from krd_ray.train.prepare import Prepared, prepare
 from krd_ray.train.rundir import RunDir, environment, num_sessions, read_json, write_json, write_text
 from krd_ray.train.students import StudentRun, run_together
@@ -164,6 +165,7 @@ def student_run(
         student.workers,
         student.resources,
         prepared.config.train_of(student).max_failures,
+        strategy=student.strategy,
         outlives_driver=prepared.config.ray.address is not None,
     )
 

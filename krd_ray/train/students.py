@@ -18,6 +18,7 @@ from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
 
 from krd_ray.config import Resources
+from krd_ray.config_resources import Strategy
 from krd_ray.models.registry import describe_model
 from krd_ray.train.lean_trainer import LeanTrainer
 from krd_ray.train.loop import WorkerSpec, train_worker
@@ -32,6 +33,7 @@ class StudentRun:
         workers: number of data-parallel workers.
         resources: of each worker.
         max_failures: restarts of its workers before it fails.
+        strategy: how the workers are laid on nodes.
         outlives_driver: the cluster goes on when the driver dies.
     """
 
@@ -42,11 +44,12 @@ class StudentRun:
         resources: Resources,
         max_failures: int,
         *,
+        strategy: Strategy = "PACK",
         outlives_driver: bool,
     ) -> None:
         self.name, self.folder = spec.student, StudentDir(Path(spec.folder))
         self._spec = spec
-        self._trainer = _trainer(spec, workers, resources, max_failures, outlives_driver)
+        self._trainer = _trainer(spec, workers, resources, strategy, max_failures, outlives_driver)
         self._ended: str | None = None
         self._thread = threading.Thread(target=self._run, name=f"student-{self.name}", daemon=True)
 
@@ -155,7 +158,12 @@ class _NoProcessGroup(TorchConfig):
 
 
 def _trainer(
-    spec: WorkerSpec, workers: int, resources: Resources, max_failures: int, outlives_driver: bool
+    spec: WorkerSpec,
+    workers: int,
+    resources: Resources,
+    strategy: Strategy,
+    max_failures: int,
+    outlives_driver: bool,
 ) -> LeanTrainer:
     gpu = resources.num_gpus > 0
     return LeanTrainer(
@@ -163,7 +171,11 @@ def _trainer(
         train_loop_per_worker=train_worker,
         train_loop_config={"spec": spec},
         scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=gpu, resources_per_worker=resources.as_ray()
+            num_workers=workers,
+            use_gpu=gpu,
+            resources_per_worker=resources.as_ray(),
+            placement_strategy=strategy,
+            label_selector=resources.node_labels or None,  # type: ignore[call-arg]  # Ray types the old class
         ),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo") if workers > 1 else _NoProcessGroup(),
         run_config=RunConfig(

@@ -10,13 +10,8 @@ import ray
 
 from krd_ray.config import RayConfig
 from krd_ray.errors import ResourceError
-from krd_ray.train.cluster import (
-    Demand,
-    _processes_of_raylets,
-    check_resources,
-    connected,
-    living_nodes,
-)
+from krd_ray.train.cluster import _processes_of_raylets, connected, living_nodes
+from krd_ray.train.places import Demand, check_resources
 
 pytestmark = pytest.mark.usefixtures("cluster")
 

@@ -46,14 +46,15 @@ def layer(own: str, outside: str, forbidden_stdlib: set[str] | None = None) -> L
     return Layer(frozenset(own.split()), frozenset(outside.split()), frozenset(forbidden_stdlib or ()))
 
 
-SETTINGS = "errors config config_loss config_io"
+SETTINGS = "errors config config_loss config_resources config_io"
 NUMERIC = "torch numpy"
 LAYERS = {
     "": layer("", ""),
     "errors": layer("", ""),
     "config_loss": layer("errors", "pydantic"),
-    "config": layer("errors config_loss", "pydantic"),
-    "config_io": layer("errors config config_loss", "pydantic pydantic_core yaml"),
+    "config_resources": layer("errors config_loss", "pydantic"),
+    "config": layer("errors config_loss config_resources", "pydantic"),
+    "config_io": layer("errors config config_loss config_resources", "pydantic pydantic_core yaml"),
     "maths": layer("errors", f"{NUMERIC} scipy", INPUT_OUTPUT),
     "models": layer("errors", f"{NUMERIC} torchvision"),
     "data": layer("errors maths models", f"{NUMERIC} torchvision pyarrow ray pydantic PIL sklearn"),

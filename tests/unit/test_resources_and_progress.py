@@ -20,8 +20,9 @@ from krd_ray.config import RayConfig
 from krd_ray.config_io import parse_config
 from krd_ray.errors import ResourceError
 from krd_ray.train import cluster
-from krd_ray.train.cluster import Demand, check_resources, connected, demands_of
+from krd_ray.train.cluster import connected
 from krd_ray.train.live import COLUMNS, Progress
+from krd_ray.train.places import Demand, Node, check_resources, demands_of
 from krd_ray.train.rundir import RunDir
 from tests.unit.run_builders import raw_run, write_student
 
@@ -60,6 +61,10 @@ def demands(*resources: dict[str, float]) -> list[Demand]:
     return [Demand(f"process {index}", amounts) for index, amounts in enumerate(resources)]
 
 
+def nodes_of(resources: list[dict[str, float]]) -> list[Node]:
+    return [Node(f"10.0.0.{number}", amounts) for number, amounts in enumerate(resources)]
+
+
 @pytest.mark.parametrize(
     ("wanted", "nodes"),
     [
@@ -75,7 +80,7 @@ def demands(*resources: dict[str, float]) -> list[Demand]:
 )
 def test_run_that_fits_is_accepted(wanted: list[dict[str, float]], nodes: list[dict[str, float]]) -> None:
     before = [dict(node) for node in nodes]
-    check_resources(demands(*wanted), nodes)
+    check_resources(demands(*wanted), nodes_of(nodes))
     assert nodes == before
 
 
@@ -96,9 +101,66 @@ def test_run_that_does_not_fit_is_refused_with_both_sides(
     wanted: list[dict[str, float]], nodes: list[dict[str, float]], expected: str
 ) -> None:
     with pytest.raises(ResourceError) as caught:
-        check_resources(demands(*wanted), nodes)
+        check_resources(demands(*wanted), nodes_of(nodes))
     assert expected in caught.value.message
     assert "students.*.resources" in caught.value.message
+
+
+TWO_NODES = [
+    Node("10.0.0.1", {"CPU": 4.0, "GPU": 1.0, "teacher": 1.0}, {"role": "teacher"}),
+    Node("10.0.0.2", {"CPU": 2.0}, {"role": "student"}),
+]
+
+
+def placed_run(students: list[dict[str, Any]], **teacher: Any) -> list[Demand]:
+    """The demands of a run whose students are all taught."""
+    given = [{"name": f"s{k}", "model": "m", **student} for k, student in enumerate(students)]
+    config = parse_config(raw_run(teacher={"weights": "w", **teacher}) | {"students": given})
+    return demands_of(config, config.students, taught=True, streams=False)
+
+
+@pytest.mark.parametrize(
+    ("students", "teacher", "expected"),
+    [
+        (
+            [{"resources": {"num_gpus": 0.6}}],
+            {"resources": {"num_gpus": 0.8, "node_labels": {"role": "teacher"}}},
+            "student s0 worker 0 needs 1 CPU, 0.6 GPU and finds no place",
+        ),
+        ([{}], {"resources": {"custom": {"tpu_box": 1}}}, """--resources='{"tpu_box": 1}'"""),
+        ([{"resources": {"node_labels": {"zone": "in(a, b)"}}}], {}, "`ray start --labels=zone=a"),
+        ([{"workers": 3, "strategy": "STRICT_SPREAD"}], {}, "10.0.0.1 and 1 more already has a worker of student s0"),
+        (
+            [{"workers": 5, "strategy": "STRICT_PACK"}],
+            {},
+            "student s0, 5 workers on one node, needs 5 CPU and finds no place",
+        ),
+    ],
+)  # fmt: skip
+def test_message_says_what_waits_for_what(
+    students: list[dict[str, Any]], teacher: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(ResourceError) as caught:
+        check_resources(placed_run(students, **teacher), TWO_NODES)
+    assert expected in caught.value.message
+
+
+def test_each_node_says_what_it_lacks() -> None:
+    pinned = {"resources": {"num_gpus": 0.5, "custom": {"teacher": 0.01}}}
+    with pytest.raises(ResourceError) as caught:
+        check_resources(placed_run([{"resources": {"num_gpus": 0.6}}], **pinned), TWO_NODES)
+    assert caught.value.message.splitlines()[1:] == [
+        "  node 10.0.0.1 has 0.5 GPU left beside teacher replica 0",
+        "  node 10.0.0.2 has 0 GPU",
+    ]
+
+
+def test_process_that_few_nodes_take_goes_first() -> None:
+    anywhere, labelled = {"num_cpus": 2}, {"num_cpus": 2, "node_labels": {"role": "student"}}
+    students = [{"resources": anywhere}, {"resources": labelled}]
+    check_resources(placed_run(students, resources={"num_cpus": 2}), TWO_NODES)
+    check_resources(placed_run([{"workers": 2, "strategy": "STRICT_SPREAD"}]), TWO_NODES)
+    check_resources(placed_run([{"workers": 3, "strategy": "STRICT_PACK"}]), TWO_NODES)
 
 
 # live

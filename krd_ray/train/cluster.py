@@ -163,6 +163,7 @@ def living_nodes() -> list[Node]:
             address if addresses.count(address) == 1 else f"{address} ({node['NodeID'][:8]})",
             node["Resources"],
             node["Labels"],
+            node["NodeID"],
         )
         for node, address in zip(alive, addresses, strict=True)
     ]

@@ -33,11 +33,12 @@ class Demand:
 
 @dataclass(frozen=True)
 class Node:
-    """One living node: how people know it, and what it has in all."""
+    """One living node: how people know it, what it has in all, and Ray's id of it."""
 
     name: str
     resources: dict[str, float]
     labels: dict[str, str] = field(default_factory=dict)
+    id: str = ""
 
 
 class _Place:

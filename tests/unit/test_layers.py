@@ -64,8 +64,9 @@ LAYERS = {
     "tune": layer(
         f"{SETTINGS} maths models data teacher train report", f"{NUMERIC} ray optuna pydantic rich yaml"
     ),
+    "doctor": layer(f"{SETTINGS} train", "ray rich pyarrow psutil torch"),
     "demo": layer(f"{SETTINGS} maths models data teacher train tune report", ""),
-    "cli": layer(f"{SETTINGS} maths models data teacher train tune report demo", "typer click"),
+    "cli": layer(f"{SETTINGS} maths models data teacher train tune report demo doctor", "typer click"),
 }
 
 
@@ -147,7 +148,7 @@ def test_help_lists_the_verbs_and_imports_neither_torch_nor_ray() -> None:
     heavy = "('torch', 'ray', 'optuna', 'numpy', 'pyarrow', 'matplotlib', 'pydantic', 'rich')"
     done = run_help(f"{HELP}\nprint('heavy:', [m for m in {heavy} if m in sys.modules])")
     *text, heavy_line = done.stdout.splitlines()
-    for verb in ("shards", "teacher", "distill", "tune", "evaluate", "report", "demo", "models"):
+    for verb in ("shards", "teacher", "distill", "tune", "evaluate", "report", "demo", "models", "doctor"):
         assert any(line.split()[:1] == [verb] for line in text), verb
     assert heavy_line == "heavy: []"
 

@@ -125,7 +125,7 @@ def placed_run(students: list[dict[str, Any]], **teacher: Any) -> list[Demand]:
         (
             [{"resources": {"num_gpus": 0.6}}],
             {"resources": {"num_gpus": 0.8, "node_labels": {"role": "teacher"}}},
-            "student s0 worker 0 needs 1 CPU, 0.6 GPU and finds no place",
+            "teacher replica 0 needs 1 CPU, 0.8 GPU on a node labelled role=teacher and finds no place",
         ),
         ([{}], {"resources": {"custom": {"tpu_box": 1}}}, """--resources='{"tpu_box": 1}'"""),
         ([{"resources": {"node_labels": {"zone": "in(a, b)"}}}], {}, "`ray start --labels=zone=a"),

@@ -30,6 +30,12 @@ class Demand:
     labels: dict[str, str] = field(default_factory=dict)
     apart: str | None = None
 
+    @property
+    def wanted(self) -> str:
+        """What it asks for, for people."""
+        label = f"a node labelled {_labels(self.labels)}" if self.labels else ""
+        return " on ".join(part for part in (text_of(self.resources), label) if part) or "nothing"
+
 
 @dataclass(frozen=True)
 class Node:
@@ -58,14 +64,15 @@ class _Place:
     def lacks(self, demand: Demand) -> str:
         """Why the process finds no place here; empty when it does."""
         if not has_labels(demand.labels, self.node.labels):
-            return f"is labelled {_labels({key: self.node.labels.get(key, '-') for key in demand.labels})}"
+            own = {name: self.node.labels[name] for name in demand.labels if name in self.node.labels}
+            return f"is labelled {_labels(own)}" if own else f"has no label {', '.join(demand.labels)}"
         if demand.apart is not None and demand.apart in [holder.apart for holder in self.holders]:
             return f"already has a worker of {demand.apart}"
         short = [key for key, amount in demand.resources.items() if self.free.get(key, 0.0) + ENOUGH < amount]
         taken = [holder.who for holder in self.holders if holder.resources.keys() & set(short)]
         left = ", ".join(f"{max(self.free.get(key, 0.0), 0.0):g} {key}" for key in short)
         if taken:
-            return f"has {left} left beside {_few(taken)}"
+            return f"has {left} left beside {few(taken)}"
         return f"has {left}" if short else ""
 
 
@@ -170,13 +177,10 @@ def _kinds_of(place: _Place) -> int:
 
 def _no_place(demand: Demand, demands: Sequence[Demand], places: Sequence[_Place]) -> str:
     nodes = [place.node for place in places]
-    wanted = text_of(demand.resources) + (
-        f" on a node labelled {_labels(demand.labels)}" if demand.labels else ""
-    )
     return (
-        f"{demand.who} needs {wanted} and finds no place: the run needs "
+        f"{demand.who} needs {demand.wanted} and finds no place: the run needs "
         f"{text_of(total([each.resources for each in demands]))} in {len(demands)} processes, the cluster has "
-        f"{text_of(total([node.resources for node in nodes]))} on {len(nodes)} node(s). "
+        f"{text_of(total([node.resources for node in nodes])) or 'nothing'} on {len(nodes)} node(s). "
         f"{_remedy(demand, nodes)}{_node_lines(demand, places)}"
     )
 
@@ -197,15 +201,25 @@ def _remedy(demand: Demand, nodes: Sequence[Node]) -> str:
     )
 
 
+def node_lines(demand: Demand, free: Sequence[Node]) -> str:
+    """Returns a line per node that says what it lacks for a process, given what each has free."""
+    return _lines([(node, _Place(node).lacks(demand) or "has room") for node in free])
+
+
 def _node_lines(demand: Demand, places: Sequence[_Place]) -> str:
     """A line per node that says what it lacks; nodes that lack the same are counted, one place needs no line."""
     if len(places) < 2 and not any(place.holders for place in places):
         return ""
-    lacks = Counter(place.lacks(demand) for place in places)
-    names = {reason: next(p.node.name for p in places if p.lacks(demand) == reason) for reason in lacks}
+    return _lines([(place.node, place.lacks(demand)) for place in places])
+
+
+def _lines(lacks: Sequence[tuple[Node, str]]) -> str:
+    """Nodes that lack the same share a line."""
+    counts = Counter(reason for _, reason in lacks)
+    first = {reason: node.name for node, reason in reversed(lacks)}
     lines = [
-        f"node {names[reason]}{f' and {number - 1} more' if number > 1 else ''} {reason}"
-        for reason, number in lacks.items()
+        f"node {first[reason]}{f' and {number - 1} more' if number > 1 else ''} {reason}"
+        for reason, number in counts.items()
     ]
     more = [f"and {len(lines) - MOST_LINES} more kinds of nodes"] if len(lines) > MOST_LINES else []
     return "".join(f"\n  {line}" for line in [*lines[:MOST_LINES], *more])
@@ -224,15 +238,15 @@ def total(parts: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def text_of(resources: dict[str, float]) -> str:
-    """Returns resources for people, such as `1 CPU, 0.5 GPU`."""
-    return ", ".join(f"{amount:g} {name}" for name, amount in sorted(resources.items())) or "nothing"
+    """Returns resources for people, such as `1 CPU, 0.5 GPU`; nothing for none."""
+    return ", ".join(f"{amount:g} {name}" for name, amount in sorted(resources.items()))
 
 
 def _labels(labels: dict[str, str]) -> str:
     return ", ".join(f"{name}={value}" for name, value in labels.items())
 
 
-def _few(names: Sequence[str]) -> str:
-    """The first three names, and how many more there are."""
+def few(names: Sequence[str]) -> str:
+    """Returns the first three names, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

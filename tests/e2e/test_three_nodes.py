@@ -129,7 +129,7 @@ def test_run_that_asks_for_a_node_that_is_not_there_is_refused_with_what_each_ha
         "distill", config, "--set", "teacher.resources.node_labels.role=head", "--set", "run_dir=null"
     )
     assert done.returncode == 1
-    assert "teacher replica 0 needs nothing on a node labelled role=head and finds no place" in done.stderr
+    assert "teacher replica 0 needs a node labelled role=head and finds no place" in done.stderr
     assert "ray start --labels=role=head" in done.stderr
     assert "is labelled role=teacher" in done.stderr
 

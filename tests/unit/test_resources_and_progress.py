@@ -24,6 +24,7 @@ from krd_ray.train.cluster import connected
 from krd_ray.train.live import COLUMNS, Progress
 from krd_ray.train.places import Demand, Node, check_resources, demands_of
 from krd_ray.train.rundir import RunDir
+from krd_ray.train.waiting import Unmet, waiting
 from tests.unit.run_builders import raw_run, write_student
 
 CPU = torch.device("cpu")
@@ -161,6 +162,27 @@ def test_process_that_few_nodes_take_goes_first() -> None:
     check_resources(placed_run(students, resources={"num_cpus": 2}), TWO_NODES)
     check_resources(placed_run([{"workers": 2, "strategy": "STRICT_SPREAD"}]), TWO_NODES)
     check_resources(placed_run([{"workers": 3, "strategy": "STRICT_PACK"}]), TWO_NODES)
+
+
+def test_processes_that_wait_are_named_by_what_ray_has_no_room_for() -> None:
+    asked = placed_run(
+        [{"workers": 2, "resources": {"num_gpus": 0.5}}, {}],
+        resources={"num_cpus": 0, "node_labels": {"role": "teacher"}},
+    )
+    free = (Node("10.0.0.1", {"CPU": 1.0, "GPU": 0.25}), Node("10.0.0.2", {"CPU": 4.0}, {"role": "student"}))
+    someone_else = (("CPU", 7.0),)
+    gpu, label = waiting(asked, Unmet((someone_else, (("CPU", 1.0), ("GPU", 0.5)), ()), free)).values()
+    assert gpu.startswith(
+        "waiting: one or more of student s0 worker 0, student s0 worker 1 asks for 1 CPU, 0.5 GPU, "
+    )
+    assert gpu.splitlines()[1:] == ["  node 10.0.0.1 has 0.25 GPU", "  node 10.0.0.2 has 0 GPU"]
+    assert label.startswith(
+        "waiting: teacher replica 0 asks for a node labelled role=teacher, which no node has free"
+    )
+    assert label.splitlines()[1:] == [
+        "  node 10.0.0.1 has no label role",
+        "  node 10.0.0.2 is labelled role=student",
+    ]
 
 
 # live

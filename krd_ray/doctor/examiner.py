@@ -60,23 +60,18 @@ class Examiner:
             return _reason(error)
         return ""
 
-    def read(self, path: str, content: str | None = None) -> str:
-        """Reads a file, waiting a little for it; returns what went wrong, or nothing.
+    def read(self, wanted: dict[str, str | None]) -> dict[str, str]:
+        """Reads files, waiting a little for them all together; returns by path what went wrong.
 
         Args:
-            path: of the file.
-            content: what it must hold; None: whatever it holds.
+            wanted: by path what the file must hold; None: whatever it holds.
         """
-        deadline = time.monotonic() + (READ_TIMEOUT_S if content else 0.0)
+        deadline = time.monotonic() + READ_TIMEOUT_S
         while True:
-            try:
-                files, inside = _file_system(path)
-                with files.open_input_stream(inside) as stream:
-                    found = stream.read().decode()
-                return "" if content in (None, found) else f"{path} holds something else"
-            except (OSError, ValueError) as error:
-                if time.monotonic() > deadline:
-                    return _reason(error)
+            errors = {path: _unread(path, content) for path, content in wanted.items()}
+            errors = {path: error for path, error in errors.items() if error}
+            if not errors or time.monotonic() > deadline:
+                return errors
             time.sleep(0.2)
 
     def remove(self, folder: str) -> None:
@@ -84,6 +79,16 @@ class Examiner:
         files, path = _file_system(folder)
         if _exists(files, path):
             files.delete_dir(path)
+
+
+def _unread(path: str, content: str | None) -> str:
+    try:
+        files, inside = _file_system(path)
+        with files.open_input_stream(inside) as stream:
+            found = stream.read().decode()
+    except (OSError, ValueError) as error:
+        return _reason(error)
+    return "" if content in (None, found) else f"{path} holds something else"
 
 
 def versions() -> dict[str, str]:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray import cloudpickle
@@ -19,6 +18,7 @@ from krd_ray.doctor import examiner
 from krd_ray.train.cluster import living_nodes
 
 ANSWER_TIMEOUT_S = 90.0
+Key = TypeVar("Key")
 PINGS = 5
 
 
@@ -91,9 +91,9 @@ def _gather(shared: str | None, data: str | None) -> list[NodeFacts]:
     there = {name: actors[name] for name in said}
     measured: dict[str, dict[str, Any]] = {name: _clock(each) for name, each in there.items()}
     if data is not None:
-        unread, lost = _answers({name: each.read.remote(data) for name, each in there.items()})
+        unread, lost = _answers({name: each.read.remote({data: None}) for name, each in there.items()})
         for name in there:
-            measured[name]["cannot_read_data"] = unread.get(name, lost.get(name))
+            measured[name]["cannot_read_data"] = lost.get(name) or unread[name].get(data, "")
     if shared is not None:
         for name, found in _try_folder(there, shared).items():
             measured[name] |= found
@@ -110,10 +110,13 @@ def _gather(shared: str | None, data: str | None) -> list[NodeFacts]:
     ]
 
 
-def _answers(asked: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """What came within the time, and by name why the rest did not."""
+def _answers(asked: dict[Key, Any]) -> tuple[dict[Key, Any], dict[Key, str]]:
+    """What came within the time, and why the rest did not: a node or its storage may hang."""
+    if not asked:
+        return {}, {}
     ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_TIMEOUT_S)
-    answers, errors = {}, {}
+    answers: dict[Key, Any] = {}
+    errors: dict[Key, str] = {}
     for name, reference in asked.items():
         if reference not in ready:
             errors[name] = f"no answer in {ANSWER_TIMEOUT_S:.0f} s"
@@ -141,27 +144,19 @@ def _clock(actor: Any) -> dict[str, float]:
 def _try_folder(actors: dict[str, Any], shared: str) -> dict[str, dict[str, Any]]:
     """Each node writes a file, every other node reads it, and all is removed."""
     folder = f"{shared.rstrip('/')}/.krd-doctor-{uuid.uuid4().hex[:8]}"
-    wrote = {name: ray.get(each.write.remote(folder, _file(name))) for name, each in actors.items()}
-    written = [name for name, error in wrote.items() if not error]
-    reads = {
-        (reader, writer): actors[reader].read.remote(f"{folder}/{_file(writer)}", _file(writer))
-        for reader in actors
-        for writer in written
+    wrote, lost = _answers({name: each.write.remote(folder, _file(name)) for name, each in actors.items()})
+    written = {f"{folder}/{_file(name)}": name for name, error in wrote.items() if not error}
+    holds = {path: _file(name) for path, name in written.items()}
+    read, hung = _answers({name: actors[name].read.remote(holds) for name in wrote})
+    _, left = _answers({name: actors[name].remove.remote(folder) for name in wrote})
+    return {
+        name: {
+            "cannot_write": wrote.get(name) or lost.get(name) or hung.get(name) or left.get(name, ""),
+            "cannot_read": {written[path]: error for path, error in read.get(name, {}).items()},
+        }
+        for name in actors
     }
-    errors = {pair: ray.get(reference) for pair, reference in reads.items()}
-    for each in actors.values():
-        ray.get(each.remove.remote(folder))
-    return {name: {"cannot_write": wrote[name], "cannot_read": _of(errors, name)} for name in actors}
-
-
-def _of(errors: dict[tuple[str, str], str], reader: str) -> dict[str, str]:
-    return {writer: error for (name, writer), error in errors.items() if name == reader and error}
 
 
 def _file(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name)
-
-
-def nodes_that_answered(facts: Sequence[NodeFacts]) -> list[NodeFacts]:
-    """Returns those that can be judged."""
-    return [node for node in facts if not node.error]

@@ -167,16 +167,20 @@ def test_versions_are_those_of_the_installed_packages() -> None:
     assert set(found) == {"python", *examiner.PACKAGES}
 
 
-def test_folder_is_written_read_and_removed_as_two_nodes_do(tmp_path: Path) -> None:
+def test_folder_is_written_read_and_removed_as_two_nodes_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examiner, "READ_TIMEOUT_S", 0.3)
     node, folder = examiner.Examiner(), f"{tmp_path}/.krd-doctor"
     assert node.write(folder, "a") == ""
     assert node.write(folder, "b") == ""
-    assert node.read(f"{folder}/a", "a") == ""
-    assert "holds something else" in node.read(f"{folder}/a", "b")
+    assert node.read({f"{folder}/a": "a", f"{folder}/b": "b"}) == {}
+    (error,) = node.read({f"{folder}/a": "b", f"{folder}/b": None}).values()
+    assert "holds something else" in error
     node.remove(folder)
     node.remove(folder)
     assert list(tmp_path.iterdir()) == []
-    assert "FileNotFoundError" in node.read(f"{folder}/a")
+    assert "FileNotFoundError" in node.read({f"{folder}/a": None})[f"{folder}/a"]
 
 
 def test_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def check_resources(demands: Sequence[Demand], nodes: Sequence[Node]) -> None:
             node lacks, and what to change.
     """
     places = [_Place(node) for node in nodes]
-    for demand in sorted(demands, key=lambda each: _scarcity(each, nodes)):
+    for demand in sorted(demands, key=lambda each: _scarcity(each, places)):
         open_places = [place for place in places if place.takes(demand)]
         place = min(open_places, key=_kinds_of, default=None)
         if place is None:
@@ -163,9 +163,9 @@ def _workers(student: StudentConfig) -> list[Demand]:
     ]
 
 
-def _scarcity(demand: Demand, nodes: Sequence[Node]) -> tuple[float, ...]:
+def _scarcity(demand: Demand, empty: Sequence[_Place]) -> tuple[float, ...]:
     """Orders processes: those that few nodes could take first, then custom resources and GPUs before CPUs."""
-    could = sum(_Place(node).takes(demand) for node in nodes)
+    could = sum(place.takes(demand) for place in empty)
     cpus, gpus = demand.resources.get("CPU", 0.0), demand.resources.get("GPU", 0.0)
     return (could, -(sum(demand.resources.values()) - cpus - gpus), -gpus, -cpus)
 

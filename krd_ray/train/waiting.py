@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
-from ray.autoscaler.v2.schema import ClusterStatus
+from ray.autoscaler.v2.schema import ClusterStatus, ResourceRequestByCount
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.exceptions import RayError
 
@@ -70,14 +70,22 @@ def _watch(
 def unmet_of(status: ClusterStatus) -> Unmet:
     """Returns what matters here of Ray's report."""
     asked = status.resource_demands
-    shapes = {
-        tuple(sorted(each.bundle.items()))
-        for demand in [*asked.placement_group_demand, *asked.ray_task_actor_demand]
-        for each in demand.bundles_by_count
-    }
+    demands = [*asked.placement_group_demand, *asked.ray_task_actor_demand]
+    bundles = [each.bundle for demand in demands for each in demand.bundles_by_count]
+    bundles += [_together(demand.bundles_by_count) for demand in asked.placement_group_demand]
+    shapes = {tuple(sorted(bundle.items())) for bundle in bundles}
     nodes = [*status.active_nodes, *status.idle_nodes]
     free = tuple(Node(node.ip_address, node.available_resources(), node.labels or {}) for node in nodes)
     return Unmet(tuple(sorted(shapes)), free)
+
+
+def _together(parts: Sequence[ResourceRequestByCount]) -> dict[str, float]:
+    """What the workers of one student ask for together, who may have to share a node."""
+    sums: dict[str, float] = {}
+    for part in parts:
+        for name, amount in part.bundle.items():
+            sums[name] = sums.get(name, 0.0) + amount * part.count
+    return sums
 
 
 def waiting(demands: Sequence[Demand], unmet: Unmet) -> dict[str, str]:

@@ -14,6 +14,16 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from ray.autoscaler.v2.schema import (
+    ClusterStatus,
+    NodeInfo,
+    NodeUsage,
+    PlacementGroupResourceDemand,
+    RayTaskActorDemand,
+    ResourceDemandSummary,
+    ResourceRequestByCount,
+    ResourceUsage,
+)
 from rich.console import Console
 
 from krd_ray.config import RayConfig
@@ -24,7 +34,7 @@ from krd_ray.train.cluster import connected
 from krd_ray.train.live import COLUMNS, Progress
 from krd_ray.train.places import Demand, Node, check_resources, demands_of
 from krd_ray.train.rundir import RunDir
-from krd_ray.train.waiting import Unmet, waiting
+from krd_ray.train.waiting import Unmet, unmet_of, waiting
 from tests.unit.run_builders import raw_run, write_student
 
 CPU = torch.device("cpu")
@@ -183,6 +193,22 @@ def test_processes_that_wait_are_named_by_what_ray_has_no_room_for() -> None:
         "  node 10.0.0.1 has no label role",
         "  node 10.0.0.2 is labelled role=student",
     ]
+
+
+def test_ray_s_report_is_read_by_shape_workers_of_one_student_together_too() -> None:
+    usage = NodeUsage([ResourceUsage("CPU", total=4.0, used=3.0)], idle_time_ms=0)
+    node = NodeInfo("", "", "", "10.0.0.1", resource_usage=usage, labels={"role": "teacher"})
+    pair = PlacementGroupResourceDemand([ResourceRequestByCount({"CPU": 2.0}, 2)], details="")
+    actor = RayTaskActorDemand([ResourceRequestByCount({}, 1)])
+    status = ClusterStatus(
+        idle_nodes=[node],
+        resource_demands=ResourceDemandSummary(placement_group_demand=[pair], ray_task_actor_demand=[actor]),
+    )
+    unmet = unmet_of(status)
+    assert unmet.shapes == ((), (("CPU", 2.0),), (("CPU", 4.0),))
+    assert unmet.free == (Node("10.0.0.1", {"CPU": 1.0}, {"role": "teacher"}),)
+    asked = placed_run([{"workers": 2, "resources": {"num_cpus": 2}, "strategy": "STRICT_PACK"}])
+    assert list(waiting(asked, unmet)) == ["student s0, 2 workers on one node,"]
 
 
 # live

@@ -101,9 +101,8 @@ def shards(
         test_per_class=test_per_class,
     )
     manifest = write_shards(open_source(spec), out, options, overwrite=overwrite)
-    for name, split in manifest.splits.items():
-        typer.echo(f"{name}: {split.num_rows:,} images in {len(split.shards)} shard(s)")
-    typer.echo("classes per group: " + ", ".join(f"{g} {n}" for g, n in manifest.group_sizes().items()))
+    for line in manifest.lines():
+        typer.echo(line)
     for warning in manifest.warnings:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"wrote {out / 'dataset.json'}")
@@ -329,16 +328,24 @@ def models(
     torchvision: Annotated[bool, typer.Option(help="torchvision's classifiers too (names only)")] = False,
 ) -> None:
     """List the models by name with their parameters and FLOPs (2 per multiply-add)."""
-    from krd_ray.models.registry import describe_model, list_models
+    from krd_ray.models.registry import lines_of_models
 
-    for name in list_models(include_torchvision=torchvision):
-        if name.startswith("torchvision:"):
-            typer.echo(name)
-            continue
-        info = describe_model(name, num_classes=num_classes, image_size=image_size)
-        typer.echo(
-            f"{name:<16} {info.num_params / 1e6:8.3f} M parameters {info.num_flops / 1e6:10.1f} MFLOPs"
-        )
+    for line in lines_of_models(num_classes, image_size, include_torchvision=torchvision):
+        typer.echo(line)
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Option(help="a run's settings that the cluster must hold")] = None,
+    address: Annotated[str | None, typer.Option(help="of a cluster; without: this machine")] = None,
+    shared: Annotated[str | None, typer.Option(help="folder or URI that all nodes share")] = None,
+) -> None:
+    """Check a cluster, or this machine: what is wrong on which node, and what mends it."""
+    from krd_ray.config_io import load_config
+    from krd_ray.doctor.command import examine, show
+
+    if not show(examine(address, shared, load_config(config) if config else None)):
+        raise typer.Exit(1)
 
 
 def _finish(outcome: Outcome, *, evaluate: bool) -> None:

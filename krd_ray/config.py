@@ -12,23 +12,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from krd_ray.config_loss import Count, Fraction, LossConfig, NonNegative, Positive, Strict
+from krd_ray.config_resources import Resources as Resources
+from krd_ray.config_resources import SoftStrategy, Strategy
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$"
 MAX_NAME = 64
+STRATEGY = (
+    "workers: on few nodes, or SPREAD over many; STRICT_PACK: on one node, STRICT_SPREAD: on a node each"
+)
 METHOD = r"^[A-Za-z0-9][A-Za-z0-9_+-]{0,31}$"
-
-
-class Resources(Strict):
-    """What one Ray process reserves. These are Ray's logical resources, not limits on use."""
-
-    num_cpus: NonNegative = 1.0
-    num_gpus: NonNegative = 0.0
-    custom: dict[str, float] = Field(default_factory=dict)
-
-    def as_ray(self) -> dict[str, float]:
-        """Returns the resources under Ray's own names, zero entries left out."""
-        named = {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.custom}
-        return {key: value for key, value in named.items() if value > 0}
 
 
 class DataConfig(Strict):
@@ -76,6 +68,7 @@ class TeacherConfig(Strict):
     )
     replicas: Count = 1
     resources: Resources = Resources()
+    strategy: SoftStrategy = Field("PACK", description="replicas: on few nodes, or SPREAD over many")
     micro_batch: Count = Field(
         64, description="rows of one forward; always this many, so shapes never change"
     )
@@ -167,6 +160,7 @@ class StudentConfig(Strict):
     method: str | None = Field(None, description="name that tables group seeds under; null: the loss's label")
     workers: Count = 1
     resources: Resources = Resources()
+    strategy: Strategy = Field("PACK", description=STRATEGY)
     seed: int | None = Field(None, description="of weights and of the samples' order; null: the run's seed")
     loss: dict[str, Any] = Field(default_factory=dict)
     train: dict[str, Any] = Field(default_factory=dict)
@@ -186,6 +180,7 @@ class ComparedModel(Strict):
     name: Annotated[str, Field(pattern=NAME)] | None = Field(None, description="null: the model's name")
     workers: Count = 1
     resources: Resources = Resources()
+    strategy: Strategy = Field("PACK", description=STRATEGY)
 
 
 class CompareConfig(Strict):

@@ -147,6 +147,15 @@ class Manifest(_Strict):
         groups = shot_groups(np.array(self.splits["train"].class_counts))
         return {name: int(mask.sum()) for name, mask in groups.items()}
 
+    def lines(self) -> list[str]:
+        """Returns what was written, for people: a line per split and one of classes per group."""
+        splits = [
+            f"{name}: {split.num_rows:,} images in {len(split.shards)} shard(s)"
+            for name, split in self.splits.items()
+        ]
+        groups = ", ".join(f"{group} {number}" for group, number in self.group_sizes().items())
+        return [*splits, f"classes per group: {groups}"]
+
     def save(self, root: Path) -> Path:
         """Write `dataset.json` so that a reader sees the old file or the new one, never half of one.
 

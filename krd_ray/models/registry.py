@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -108,6 +108,16 @@ def list_models(*, include_torchvision: bool = False) -> list[str]:
     if include_torchvision:
         names += [PREFIX + name for name in torchvision_names()]
     return names
+
+
+def lines_of_models(num_classes: int, image_size: int, *, include_torchvision: bool) -> Iterator[str]:
+    """Yields a line per model with its parameters and FLOPs; torchvision's are named only."""
+    for name in list_models(include_torchvision=include_torchvision):
+        if name.startswith(PREFIX):
+            yield name
+            continue
+        info = describe_model(name, num_classes=num_classes, image_size=image_size)
+        yield f"{name:<16} {info.num_params / 1e6:8.3f} M parameters {info.num_flops / 1e6:10.1f} MFLOPs"
 
 
 def describe_model(name: str, *, num_classes: int, image_size: int) -> ModelInfo:

@@ -17,6 +17,7 @@ import ray
 
 from krd_ray.atomic import write_text
 from krd_ray.config import Resources
+from krd_ray.config_resources import SoftStrategy
 from krd_ray.data.remote_errors import unwrapped
 from krd_ray.data.stream import ShardSet
 from krd_ray.errors import TeacherError
@@ -39,15 +40,24 @@ class TeacherGroup:
         resources: what each replica reserves.
         num_callers: workers that will ask at the same time; sets how many requests may wait inside an actor.
         name: prefix of the actors' names in namespace `krd_ray`.
+        strategy: how the replicas are laid on nodes.
     """
 
     def __init__(
-        self, specs: Sequence[TeacherSpec], resources: Resources, *, num_callers: int, name: str
+        self,
+        specs: Sequence[TeacherSpec],
+        resources: Resources,
+        *,
+        num_callers: int,
+        name: str,
+        strategy: SoftStrategy = "PACK",
     ) -> None:
         self._specs = list(specs)
         self.names = tuple(f"{name}-{k}" for k in range(len(specs)))
         self.replicas = [
-            _actor_class(resources, num_callers).options(name=name, namespace=NAMESPACE).remote(spec)
+            _actor_class(resources, strategy, num_callers)
+            .options(name=name, namespace=NAMESPACE)
+            .remote(spec)
             for name, spec in zip(self.names, specs, strict=True)
         ]
 
@@ -114,18 +124,16 @@ class TeacherGroup:
             "train_accuracy_balanced": infos[0].accuracy,
             "min_accuracy": min_accuracy,
             "replica_disagreement_frac": agreement,
-            "replicas": [{"pid": info.pid, "device": info.device} for info in infos],
+            "replicas": [{"pid": info.pid, "device": info.device, "node": info.node} for info in infos],
         }
         path = Path(self._specs[0].run_dir) / "selftest.json"
         write_text(path, json.dumps(record, indent=2) + "\n")
 
 
-def _actor_class(resources: Resources, num_callers: int) -> Any:
+def _actor_class(resources: Resources, strategy: SoftStrategy, num_callers: int) -> Any:
     """The actor with places for every caller's window of requests, and two for control calls."""
     options: dict[str, Any] = {
-        "num_cpus": resources.num_cpus,
-        "num_gpus": resources.num_gpus,
-        "resources": resources.custom or None,
+        **resources.actor_options(strategy),
         "max_restarts": -1,
         "max_task_retries": -1,
         "max_concurrency": num_callers + 2,

@@ -52,6 +52,7 @@ class TeacherInfo:
     incarnation: int
     pid: int
     device: str
+    node: str
     accuracy: float | None
 
 
@@ -98,6 +99,7 @@ class Replica:
             incarnation=self._log.incarnation,
             pid=os.getpid(),
             device=self._spec.device,
+            node=ray.get_runtime_context().get_node_id(),
             accuracy=self._accuracy,
         )
 

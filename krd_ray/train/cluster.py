@@ -1,7 +1,6 @@
-"""Answers where a run computes: starts Ray on this machine or joins a cluster, and checks that the run fits.
+"""Answers where a run computes: starts Ray on this machine or joins a cluster, and says what nodes it has.
 
-Does not launch anything in it. Ray Train waits for ever on resources a cluster does not have; this file says so
-beforehand.
+Does not launch anything in it, and does not say whether a run fits (`places` does).
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,10 +19,10 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import ray
 
-from krd_ray.config import DataConfig, RayConfig, RunConfig, StudentConfig
-from krd_ray.data.stream import READ_CPUS
+from krd_ray.config import DataConfig, RayConfig
 from krd_ray.errors import Interrupted, ResourceError
 from krd_ray.teacher.group import NAMESPACE
+from krd_ray.train.places import Node
 
 GRACE_S = 5.0  # for the processes of a cluster that has been shut down
 # Set in the driver before Ray starts; a value the user has set wins.
@@ -52,14 +50,6 @@ ON_THIS_MACHINE = {
     "RAY_worker_maximum_startup_concurrency": "8",
     **KEEP_FREED_MEMORY,
 }
-
-
-@dataclass(frozen=True)
-class Demand:
-    """One process of the run: who, and what it reserves (Ray's resource names)."""
-
-    who: str
-    resources: dict[str, float]
 
 
 @contextmanager
@@ -164,120 +154,21 @@ def fits_cache(settings: DataConfig, decoded_bytes: int) -> bool:
     return settings.cache == "memory" or (settings.cache == "auto" and fits)
 
 
-def check_run(
-    config: RunConfig, students: Sequence[StudentConfig], nodes: Sequence[dict[str, float]], *, streams: bool
-) -> None:
-    """Checks that what a run starts at the same time fits the nodes.
-
-    With `students_at_once` those are the students that reserve most; besides, each student must fit on its own.
-
-    Raises:
-        ResourceError: as `check_resources`.
-    """
-    taught = any(config.loss_of(student).needs_teacher for student in students)
-    if taught and config.teacher is not None and config.teacher.placement != "actors":
-        if (
-            config.teacher.placement == "in_process"
-        ):  # actors calibrate and test it, and are gone when students start
-            check_resources(demands_of(config, [], taught=True, streams=streams), nodes)
-        taught = False
-    groups = [heaviest(students, config.students_at_once)]
-    if config.students_at_once is not None:
-        groups += [[student] for student in students]
-    for group in groups:
-        check_resources(demands_of(config, group, taught=taught, streams=streams), nodes)
-
-
-def demands_of(
-    config: RunConfig, students: Sequence[StudentConfig], *, taught: bool, streams: bool
-) -> list[Demand]:
-    """Returns every process that training these students starts, with what it reserves.
-
-    The teacher's are among them when somebody is `taught`, a reading task when shards are streamed.
-    """
-    demands = []
-    if config.teacher is not None and taught:
-        wanted = config.teacher.resources.as_ray()
-        demands += [Demand(f"teacher replica {k}", wanted) for k in range(config.teacher.replicas)]
-    for student in students:
-        wanted = student.resources.as_ray()
-        demands += [
-            Demand(f"student {student.name} worker {rank}", wanted) for rank in range(student.workers)
-        ]
-    if streams:
-        demands.append(Demand("reading shards", {"CPU": READ_CPUS}))
-    return demands
-
-
-def heaviest(students: Sequence[StudentConfig], num: int | None) -> list[StudentConfig]:
-    """Returns the `num` students that reserve most; None: all."""
-
-    def load(student: StudentConfig) -> tuple[float, float]:
-        return student.workers * student.resources.num_gpus, student.workers * student.resources.num_cpus
-
-    return sorted(students, key=load, reverse=True)[:num]
-
-
-def check_resources(demands: Sequence[Demand], nodes: Sequence[dict[str, float]]) -> None:
-    """Checks that all processes fit on the nodes at the same time: scarcest first, where least else is wasted.
-
-    Args:
-        demands: what will run together.
-        nodes: resources of each living node.
-    Raises:
-        ResourceError: naming the first process that finds no place, and what the run and the cluster have.
-    """
-    free = [dict(node) for node in nodes]
-    for demand in sorted(demands, key=_scarcity, reverse=True):
-        places = [node for node in free if _fits(demand.resources, node)]
-        place = min(places, key=_kinds_of, default=None)
-        if place is None:
-            raise ResourceError(
-                f"{demand.who} needs {_text(demand.resources)} and finds no place: the run needs "
-                f"{_text(_total([d.resources for d in demands]))} in {len(demands)} processes, the cluster has "
-                f"{_text(_total(nodes))} on {len(nodes)} node(s). Lower students.*.resources or "
-                "teacher.resources (fractions are allowed), lower students_at_once, raise ray.num_cpus on one "
-                "machine, or join a larger cluster with ray.address"
-            )
-        for name, amount in demand.resources.items():
-            place[name] -= amount
-
-
-def living_nodes() -> list[dict[str, float]]:
-    """Returns the resources of every living node of the connected cluster."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def living_nodes() -> list[Node]:
+    """Returns every living node of the connected cluster; nodes that share an address are told apart by their ids."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    addresses = [node["NodeManagerAddress"] for node in alive]
+    return [
+        Node(
+            address if addresses.count(address) == 1 else f"{address} ({node['NodeID'][:8]})",
+            node["Resources"],
+            node["Labels"],
+            node["NodeID"],
+        )
+        for node, address in zip(alive, addresses, strict=True)
+    ]
 
 
 def free_resources() -> dict[str, float]:
     """Returns what nobody has reserved in the connected cluster now, all nodes together."""
     return dict(ray.available_resources())
-
-
-def _scarcity(demand: Demand) -> tuple[float, float, float]:
-    """Orders processes: custom resources and GPUs before CPUs, so that CPU work does not take their nodes."""
-    cpus, gpus = demand.resources.get("CPU", 0.0), demand.resources.get("GPU", 0.0)
-    return (sum(demand.resources.values()) - cpus - gpus, gpus, cpus)
-
-
-def _kinds_of(node: dict[str, float]) -> int:
-    """Kinds of resources that a node still has, Ray's own bookkeeping left out."""
-    return sum(amount > 1e-9 for amount in _total([node]).values())
-
-
-def _fits(wanted: dict[str, float], node: dict[str, float]) -> bool:
-    return all(node.get(name, 0.0) + 1e-9 >= amount for name, amount in wanted.items())
-
-
-def _total(parts: Sequence[dict[str, float]]) -> dict[str, float]:
-    total: dict[str, float] = {}
-    for part in parts:
-        for name, amount in part.items():
-            if name in ("CPU", "GPU") or not name.startswith(
-                ("node:", "memory", "object_store", "accelerator")
-            ):
-                total[name] = total.get(name, 0.0) + amount
-    return total
-
-
-def _text(resources: dict[str, float]) -> str:
-    return ", ".join(f"{amount:g} {name}" for name, amount in sorted(resources.items())) or "nothing"

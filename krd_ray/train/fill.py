@@ -14,7 +14,8 @@ from pathlib import Path
 from krd_ray.config import RunConfig, TeacherConfig
 from krd_ray.data.stream import cache_blocks
 from krd_ray.errors import ConfigError, ResourceError
-from krd_ray.train.cluster import check_resources, connected, demands_of, fits_cache, living_nodes
+from krd_ray.train.cluster import connected, fits_cache, living_nodes
+from krd_ray.train.places import check_resources, demands_of
 from krd_ray.train.prepare import Prepared, prepare
 from krd_ray.train.teaching import check_store_budget, open_group, start_group, teacher_specs
 

@@ -16,6 +16,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from krd_ray.config import Resources
+from krd_ray.config_resources import Strategy
 from krd_ray.errors import KrdError
 from krd_ray.train.loop import WorkerSpec, train_worker
 from krd_ray.train.rundir import StudentDir
@@ -39,29 +40,31 @@ class TrainWorker:
                 raise
 
 
-def train_student(spec: WorkerSpec, workers: int, resources: Resources, max_failures: int) -> None:
+def train_student(
+    spec: WorkerSpec, workers: int, resources: Resources, strategy: Strategy, max_failures: int
+) -> None:
     """Trains a student from its last checkpoint to its end, on as many workers.
 
     Args:
         spec: for its workers.
         workers: number of data-parallel workers.
         resources: of each worker.
+        strategy: how they are laid on nodes.
         max_failures: how often all its workers start again.
     Raises:
         ray.exceptions.RayError: the process of its one worker has failed more often than that.
         ray.train.TrainingFailedError: its group of workers has.
     """
     if workers == 1:
-        _train_alone(spec, resources, max_failures)
+        _train_alone(spec, resources, strategy, max_failures)
     else:
-        _train_group(spec, workers, resources, max_failures)
+        _train_group(spec, workers, resources, strategy, max_failures)
 
 
-def _train_alone(spec: WorkerSpec, resources: Resources, max_failures: int) -> None:
+def _train_alone(spec: WorkerSpec, resources: Resources, strategy: Strategy, max_failures: int) -> None:
     """Every attempt gets a process of its own: after a failure on a GPU the old one may be of no more use."""
-    options = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus, "resources": resources.custom}
     for failures_left in range(max_failures, -1, -1):
-        worker = TrainWorker.options(**options).remote()  # type: ignore[attr-defined]
+        worker = TrainWorker.options(**resources.actor_options(strategy)).remote()  # type: ignore[attr-defined]
         try:
             ray.get(worker.train.remote(spec))
         except ray.exceptions.RayError as error:
@@ -73,13 +76,19 @@ def _train_alone(spec: WorkerSpec, resources: Resources, max_failures: int) -> N
             ray.kill(worker)
 
 
-def _train_group(spec: WorkerSpec, workers: int, resources: Resources, max_failures: int) -> None:
+def _train_group(
+    spec: WorkerSpec, workers: int, resources: Resources, strategy: Strategy, max_failures: int
+) -> None:
     gpu = resources.num_gpus > 0
     TorchTrainer(
         train_worker,
         train_loop_config={"spec": spec},
         scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=gpu, resources_per_worker=resources.as_ray()
+            num_workers=workers,
+            use_gpu=gpu,
+            resources_per_worker=resources.as_ray(),
+            placement_strategy=strategy,
+            label_selector=resources.node_labels or None,  # type: ignore[call-arg]  # Ray types the old class
         ),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         run_config=RunConfig(

@@ -147,6 +147,7 @@ class _Worker:
             pid=os.getpid(),
             num_workers=self.world,
             device=str(self.device),
+            node=ray.get_runtime_context().get_node_id(),
             placement_group=_own_placement_group(),
         )
         # The step's own thread does all its work when torch has no others; else the process's clock must do.

@@ -6,7 +6,8 @@ Does not train (`loop` does) and does not draw (`report` does). The driver that 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,16 @@ from krd_ray.errors import DiskFullError, Interrupted, RunError
 from krd_ray.teacher.messages import RECEIVED_BYTES
 from krd_ray.teacher.ports import TeacherLink
 from krd_ray.teacher.spec import threads_for
-from krd_ray.train.cluster import check_run, connected, fits_cache, living_nodes
+from krd_ray.train.cluster import connected, fits_cache, living_nodes
 from krd_ray.train.ledger import build_ledger
 from krd_ray.train.live import Progress
 from krd_ray.train.loop import WorkerSpec
+from krd_ray.train.places import check_run, demands_of
 from krd_ray.train.prepare import Prepared, prepare
 from krd_ray.train.rundir import RunDir, environment, num_sessions, read_json, write_json
 from krd_ray.train.students import StudentRun, run_together
 from krd_ray.train.teaching import teaching
+from krd_ray.train.waiting import saying_who_waits
 
 TICK_S = 0.5
 FILES_OF_ONES_OWN = ("parquet", "folder", "list")  # such data is known by the folder of its shards
@@ -146,7 +149,11 @@ def _train(prepared: Prepared, run: RunDir, students: Sequence[StudentConfig]) -
     config = prepared.config
     taught = [student for student in students if config.loss_of(student).needs_teacher]
     epochs = {student.name: config.train_of(student).epochs for student in students}
-    with Progress(run, epochs) as progress, teaching(prepared, run, taught, progress.say) as link:
+    with (
+        Progress(run, epochs) as progress,
+        _saying_who_waits(prepared, students, taught, progress.say),
+        teaching(prepared, run, taught, progress.say) as link,
+    ):
         if not run.config.exists():
             write_text(run.config, dump_config(config))
         runs = [student_run(prepared, run, student, link) for student in students]
@@ -156,6 +163,21 @@ def _train(prepared: Prepared, run: RunDir, students: Sequence[StudentConfig]) -
             result = each.finish()
             if result["error"]:
                 progress.say(f"student {each.name} failed: {result['error']}")
+
+
+def _saying_who_waits(
+    prepared: Prepared,
+    students: Sequence[StudentConfig],
+    taught: Sequence[StudentConfig],
+    say: Callable[[str], None],
+) -> AbstractContextManager[None]:
+    """On a cluster of one's own nobody else takes places, and no node leaves: there is nothing to say."""
+    config = prepared.config
+    if config.ray.address is None:
+        return nullcontext()
+    shares = bool(taught) and config.teacher is not None and config.teacher.placement == "actors"
+    streams = prepared.train.blocks is None
+    return saying_who_waits(demands_of(config, students, taught=shares, streams=streams), say)
 
 
 def student_run(
@@ -172,7 +194,11 @@ def student_run(
     taught = prepared.config.loss_of(student).needs_teacher
     spec = _worker_spec(prepared, run, student, link if taught else None)
     return StudentRun(
-        spec, student.workers, student.resources, prepared.config.train_of(student).max_failures
+        spec,
+        student.workers,
+        student.resources,
+        prepared.config.train_of(student).max_failures,
+        strategy=student.strategy,
     )
 
 

@@ -15,6 +15,7 @@ import ray.exceptions
 import ray.train
 
 from krd_ray.config import Resources
+from krd_ray.config_resources import Strategy
 from krd_ray.errors import DiskFullError
 from krd_ray.models.registry import describe_model
 from krd_ray.train.launch import first_cause, train_student
@@ -30,12 +31,21 @@ class StudentRun:
         workers: number of data-parallel workers.
         resources: of each worker.
         max_failures: restarts of its workers before it fails.
+        strategy: how the workers are laid on nodes.
     """
 
-    def __init__(self, spec: WorkerSpec, workers: int, resources: Resources, max_failures: int) -> None:
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        workers: int,
+        resources: Resources,
+        max_failures: int,
+        *,
+        strategy: Strategy = "PACK",
+    ) -> None:
         self.name, self.folder = spec.student, StudentDir(Path(spec.folder))
         self._spec, self._workers, self._resources = spec, workers, resources
-        self._max_failures = max_failures
+        self._max_failures, self._strategy = max_failures, strategy
         self._ended: str | None = None
         self._result: dict[str, Any] = {}
         self._thread = threading.Thread(target=self._run, name=f"student-{self.name}", daemon=True)
@@ -78,7 +88,7 @@ class StudentRun:
     def _fit(self) -> str | None:
         """Returns None when the student has trained to its end or was asked to stop, else what went wrong."""
         try:
-            train_student(self._spec, self._workers, self._resources, self._max_failures)
+            train_student(self._spec, self._workers, self._resources, self._strategy, self._max_failures)
         except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
             failure: str | None = first_cause(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this student and no other

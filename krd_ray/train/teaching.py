@@ -70,9 +70,10 @@ def teaching(
 
 def open_group(prepared: Prepared, specs: Sequence[TeacherSpec], *, num_callers: int) -> TeacherGroup:
     """Returns the actors, starting."""
-    assert prepared.config.teacher is not None
+    config = prepared.config.teacher
+    assert config is not None
     name = f"teacher-{prepared.config.name}-{uuid.uuid4().hex[:8]}"
-    return TeacherGroup(specs, prepared.config.teacher.resources, num_callers=num_callers, name=name)
+    return TeacherGroup(specs, config.resources, num_callers=num_callers, name=name, strategy=config.strategy)
 
 
 def start_group(group: TeacherGroup, prepared: Prepared, say: Callable[[str], None]) -> TeacherInfo:

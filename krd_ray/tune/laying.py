@@ -22,6 +22,7 @@ SHARED = {
 }
 PLACES = {
     "resources": "all trials reserve the same, so that it is known how many fit",
+    "strategy": "all trials reserve the same, so that it is known how many fit",
     "workers": "all trials reserve the same, so that it is known how many fit",
     "name": "a trial goes by its number",
     "method": "a trial goes by its number",

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from krd_ray.errors import ResourceError
-from krd_ray.train.cluster import Demand, check_resources, demands_of, free_resources, living_nodes
+from krd_ray.train.cluster import free_resources, living_nodes
+from krd_ray.train.places import Demand, check_resources, demands_of
 from krd_ray.train.prepare import Prepared
 from krd_ray.tune.check import Probe
 

@@ -11,7 +11,7 @@ import yaml
 from krd_ray.config import CompareConfig, Resources
 from krd_ray.config_io import apply_setting, dump_config, load_config, parse_config
 from krd_ray.errors import ConfigError, ResourceError
-from krd_ray.train.cluster import check_run, heaviest
+from krd_ray.train.places import Node, check_run, heaviest
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,10 +95,10 @@ def test_fewer_students_at_once_reserve_the_heaviest_only() -> None:
 
 def test_the_teacher_is_reserved_for_though_the_heaviest_students_need_none() -> None:
     config = parse_config(raw(students_at_once=1))
-    check_run(config, config.students, [{"CPU": 3.0}], streams=False)
+    check_run(config, config.students, [Node("n", {"CPU": 3.0})], streams=False)
     with pytest.raises(ResourceError, match=r"finds no place"):
         check_run(
-            config, config.students, [{"CPU": 2.0}], streams=False
+            config, config.students, [Node("n", {"CPU": 2.0})], streams=False
         )  # two workers, and no room for the teacher
 
 
@@ -106,7 +106,7 @@ def test_a_light_student_that_no_node_can_take_is_found() -> None:
     config = parse_config(raw(students_at_once=1))
     odd = config.students[0].model_copy(update={"resources": Resources(num_cpus=0.1, custom={"box": 1})})
     with pytest.raises(ResourceError, match="box"):
-        check_run(config, [odd, *config.students], [{"CPU": 8.0}], streams=False)
+        check_run(config, [odd, *config.students], [Node("n", {"CPU": 8.0})], streams=False)
 
 
 @pytest.mark.parametrize("form", ["cpu", "gpu"], ids=["two-cores", "one-card"])
@@ -114,7 +114,7 @@ def test_the_quality_benchmark_fits_the_machine_it_is_for(form: str) -> None:
     machine = {"cpu": {"CPU": 2.0}, "gpu": {"CPU": 16.0, "GPU": 1.0}}[form]
     for path in sorted(ROOT.glob(f"benchmarks/quality/configs/{form}/*.yaml")):
         config = load_config(path)
-        check_run(config, config.students, [dict(machine)], streams=True)
+        check_run(config, config.students, [Node("n", machine)], streams=True)
 
 
 def test_no_field_of_a_compared_model_is_dropped() -> None:

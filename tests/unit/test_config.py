@@ -11,9 +11,11 @@ import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from ray._private.label_utils import validate_label_selector  # only here: the words must stay Ray's own
 
 from krd_ray.config import Resources, RunConfig, merge
 from krd_ray.config_io import apply_setting, dump_config, load_config, parse_config
+from krd_ray.config_resources import has_labels
 from krd_ray.errors import ConfigError
 from krd_ray.models.registry import describe_model
 
@@ -267,6 +269,55 @@ def test_config_is_immutable() -> None:
 
 def test_resources_of_nothing_are_left_out() -> None:
     assert Resources(num_cpus=0, num_gpus=0.5).as_ray() == {"GPU": 0.5}
+
+
+def test_actor_is_pinned_by_resource_and_label_and_spread_if_asked() -> None:
+    pinned = Resources(num_cpus=0, num_gpus=0.5, custom={"teacher": 0.01}, node_labels={"role": "teacher"})
+    assert pinned.actor_options("SPREAD") == {
+        "num_cpus": 0,
+        "num_gpus": 0.5,
+        "resources": {"teacher": 0.01},
+        "label_selector": {"role": "teacher"},
+        "scheduling_strategy": "SPREAD",
+    }
+    assert Resources().actor_options("STRICT_PACK")["scheduling_strategy"] == "DEFAULT"
+
+
+@pytest.mark.parametrize("wanted", ["a", "!a", "in(a, b-1.c)", "!in(a,b)", "in(a)"])
+def test_label_selector_of_ray_is_taken(wanted: str) -> None:
+    assert validate_label_selector({"role": wanted}) is None
+    assert Resources(node_labels={"role": wanted}).node_labels == {"role": wanted}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"node_labels": {"role": "not a"}}, r"node_labels\.role must be a value"),
+        ({"node_labels": {"role": "in()"}}, r"got 'in\(\)'"),
+        ({"num_gpus": 1.5}, "num_gpus above 1 must be a whole number, got 1.5"),
+        ({"custom": {"GPU": 1}}, "custom names Ray's own GPU; use num_cpus and num_gpus"),
+    ],
+)
+def test_resources_that_ray_would_refuse_later_are_refused(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        parse_config(raw_config(teacher={"weights": "w", "resources": changes}))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "labels", "expected"),
+    [
+        ("a", {"role": "a"}, True),
+        ("a", {}, False),
+        ("!a", {"role": "b"}, True),
+        ("!a", {}, True),
+        ("!a", {"role": "a"}, False),
+        ("in(a, b)", {"role": "b"}, True),
+        ("in(a,b)", {"role": "c"}, False),
+        ("!in(a, b)", {"role": "c"}, True),
+    ],
+)
+def test_node_is_one_of_those_wanted(wanted: str, labels: dict[str, str], expected: bool) -> None:
+    assert has_labels({"role": wanted}, labels) is expected
 
 
 @given(

@@ -46,15 +46,16 @@ def layer(own: str, outside: str, forbidden_stdlib: set[str] | None = None) -> L
     return Layer(frozenset(own.split()), frozenset(outside.split()), frozenset(forbidden_stdlib or ()))
 
 
-SETTINGS = "errors config config_loss config_io"
+SETTINGS = "errors config config_loss config_resources config_io"
 NUMERIC = "torch numpy"
 LAYERS = {
     "": layer("", ""),
     "errors": layer("", ""),
     "atomic": layer("", ""),
     "config_loss": layer("errors", "pydantic"),
-    "config": layer("errors config_loss", "pydantic"),
-    "config_io": layer("errors config config_loss", "pydantic pydantic_core yaml"),
+    "config_resources": layer("errors config_loss", "pydantic"),
+    "config": layer("errors config_loss config_resources", "pydantic"),
+    "config_io": layer("errors config config_loss config_resources", "pydantic pydantic_core yaml"),
     "maths": layer("errors", f"{NUMERIC} scipy", INPUT_OUTPUT),
     "models": layer("errors", f"{NUMERIC} torchvision"),
     "data": layer("atomic errors maths models", f"{NUMERIC} torchvision pyarrow ray pydantic PIL sklearn"),
@@ -68,8 +69,9 @@ LAYERS = {
         f"atomic {SETTINGS} maths models data teacher train report",
         f"{NUMERIC} ray optuna pydantic rich yaml",
     ),
+    "doctor": layer(f"{SETTINGS} train", "ray rich pyarrow psutil torch"),
     "demo": layer(f"{SETTINGS} maths models data teacher train tune report", ""),
-    "cli": layer(f"{SETTINGS} maths models data teacher train tune report demo", "typer click"),
+    "cli": layer(f"{SETTINGS} maths models data teacher train tune report demo doctor", "typer click"),
 }
 
 
@@ -151,7 +153,7 @@ def test_help_lists_the_verbs_and_imports_neither_torch_nor_ray() -> None:
     heavy = "('torch', 'ray', 'optuna', 'numpy', 'pyarrow', 'matplotlib', 'pydantic', 'rich')"
     done = run_help(f"{HELP}\nprint('heavy:', [m for m in {heavy} if m in sys.modules])")
     *text, heavy_line = done.stdout.splitlines()
-    for verb in ("shards", "teacher", "distill", "tune", "evaluate", "report", "demo", "models"):
+    for verb in ("shards", "teacher", "distill", "tune", "evaluate", "report", "demo", "models", "doctor"):
         assert any(line.split()[:1] == [verb] for line in text), verb
     assert heavy_line == "heavy: []"
 

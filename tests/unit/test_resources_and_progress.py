@@ -14,15 +14,27 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from ray.autoscaler.v2.schema import (
+    ClusterStatus,
+    NodeInfo,
+    NodeUsage,
+    PlacementGroupResourceDemand,
+    RayTaskActorDemand,
+    ResourceDemandSummary,
+    ResourceRequestByCount,
+    ResourceUsage,
+)
 from rich.console import Console
 
 from krd_ray.config import RayConfig
 from krd_ray.config_io import parse_config
 from krd_ray.errors import ResourceError
 from krd_ray.train import cluster
-from krd_ray.train.cluster import Demand, check_resources, connected, demands_of
+from krd_ray.train.cluster import connected
 from krd_ray.train.live import COLUMNS, Progress
+from krd_ray.train.places import Demand, Node, check_resources, demands_of
 from krd_ray.train.rundir import RunDir
+from krd_ray.train.waiting import Unmet, unmet_of, waiting
 from tests.unit.run_builders import raw_run, write_student
 
 CPU = torch.device("cpu")
@@ -60,6 +72,10 @@ def demands(*resources: dict[str, float]) -> list[Demand]:
     return [Demand(f"process {index}", amounts) for index, amounts in enumerate(resources)]
 
 
+def nodes_of(resources: list[dict[str, float]]) -> list[Node]:
+    return [Node(f"10.0.0.{number}", amounts) for number, amounts in enumerate(resources)]
+
+
 @pytest.mark.parametrize(
     ("wanted", "nodes"),
     [
@@ -75,7 +91,7 @@ def demands(*resources: dict[str, float]) -> list[Demand]:
 )
 def test_run_that_fits_is_accepted(wanted: list[dict[str, float]], nodes: list[dict[str, float]]) -> None:
     before = [dict(node) for node in nodes]
-    check_resources(demands(*wanted), nodes)
+    check_resources(demands(*wanted), nodes_of(nodes))
     assert nodes == before
 
 
@@ -96,9 +112,103 @@ def test_run_that_does_not_fit_is_refused_with_both_sides(
     wanted: list[dict[str, float]], nodes: list[dict[str, float]], expected: str
 ) -> None:
     with pytest.raises(ResourceError) as caught:
-        check_resources(demands(*wanted), nodes)
+        check_resources(demands(*wanted), nodes_of(nodes))
     assert expected in caught.value.message
     assert "students.*.resources" in caught.value.message
+
+
+TWO_NODES = [
+    Node("10.0.0.1", {"CPU": 4.0, "GPU": 1.0, "teacher": 1.0}, {"role": "teacher"}),
+    Node("10.0.0.2", {"CPU": 2.0}, {"role": "student"}),
+]
+
+
+def placed_run(students: list[dict[str, Any]], **teacher: Any) -> list[Demand]:
+    """The demands of a run whose students are all taught."""
+    given = [{"name": f"s{k}", "model": "m", **student} for k, student in enumerate(students)]
+    config = parse_config(raw_run(teacher={"weights": "w", **teacher}) | {"students": given})
+    return demands_of(config, config.students, taught=True, streams=False)
+
+
+@pytest.mark.parametrize(
+    ("students", "teacher", "expected"),
+    [
+        (
+            [{"resources": {"num_gpus": 0.6}}],
+            {"resources": {"num_gpus": 0.8, "node_labels": {"role": "teacher"}}},
+            "teacher replica 0 needs 1 CPU, 0.8 GPU on a node labelled role=teacher and finds no place",
+        ),
+        ([{}], {"resources": {"custom": {"tpu_box": 1}}}, """--resources='{"tpu_box": 1}'"""),
+        ([{"resources": {"node_labels": {"zone": "in(a, b)"}}}], {}, "`ray start --labels=zone=a"),
+        ([{"workers": 3, "strategy": "STRICT_SPREAD"}], {}, "10.0.0.1 and 1 more already has a worker of student s0"),
+        (
+            [{"workers": 5, "strategy": "STRICT_PACK"}],
+            {},
+            "student s0, 5 workers on one node, needs 5 CPU and finds no place",
+        ),
+    ],
+)  # fmt: skip
+def test_message_says_what_waits_for_what(
+    students: list[dict[str, Any]], teacher: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(ResourceError) as caught:
+        check_resources(placed_run(students, **teacher), TWO_NODES)
+    assert expected in caught.value.message
+
+
+def test_each_node_says_what_it_lacks() -> None:
+    pinned = {"resources": {"num_gpus": 0.5, "custom": {"teacher": 0.01}}}
+    with pytest.raises(ResourceError) as caught:
+        check_resources(placed_run([{"resources": {"num_gpus": 0.6}}], **pinned), TWO_NODES)
+    assert caught.value.message.splitlines()[1:] == [
+        "  node 10.0.0.1 has 0.5 GPU left beside teacher replica 0",
+        "  node 10.0.0.2 has 0 GPU",
+    ]
+
+
+def test_process_that_few_nodes_take_goes_first() -> None:
+    anywhere, labelled = {"num_cpus": 2}, {"num_cpus": 2, "node_labels": {"role": "student"}}
+    students = [{"resources": anywhere}, {"resources": labelled}]
+    check_resources(placed_run(students, resources={"num_cpus": 2}), TWO_NODES)
+    check_resources(placed_run([{"workers": 2, "strategy": "STRICT_SPREAD"}]), TWO_NODES)
+    check_resources(placed_run([{"workers": 3, "strategy": "STRICT_PACK"}]), TWO_NODES)
+
+
+def test_processes_that_wait_are_named_by_what_ray_has_no_room_for() -> None:
+    asked = placed_run(
+        [{"workers": 2, "resources": {"num_gpus": 0.5}}, {}],
+        resources={"num_cpus": 0, "node_labels": {"role": "teacher"}},
+    )
+    free = (Node("10.0.0.1", {"CPU": 1.0, "GPU": 0.25}), Node("10.0.0.2", {"CPU": 4.0}, {"role": "student"}))
+    someone_else = (("CPU", 7.0),)
+    gpu, label = waiting(asked, Unmet((someone_else, (("CPU", 1.0), ("GPU", 0.5)), ()), free)).values()
+    assert gpu.startswith(
+        "waiting: one or more of student s0 worker 0, student s0 worker 1 asks for 1 CPU, 0.5 GPU, "
+    )
+    assert gpu.splitlines()[1:] == ["  node 10.0.0.1 has 0.25 GPU", "  node 10.0.0.2 has 0 GPU"]
+    assert label.startswith(
+        "waiting: teacher replica 0 asks for a node labelled role=teacher, which no node has free"
+    )
+    assert label.splitlines()[1:] == [
+        "  node 10.0.0.1 has no label role",
+        "  node 10.0.0.2 is labelled role=student",
+    ]
+
+
+def test_ray_s_report_is_read_by_shape_workers_of_one_student_together_too() -> None:
+    usage = NodeUsage([ResourceUsage("CPU", total=4.0, used=3.0)], idle_time_ms=0)
+    node = NodeInfo("", "", "", "10.0.0.1", resource_usage=usage, labels={"role": "teacher"})
+    pair = PlacementGroupResourceDemand([ResourceRequestByCount({"CPU": 2.0}, 2)], details="")
+    actor = RayTaskActorDemand([ResourceRequestByCount({}, 1)])
+    status = ClusterStatus(
+        idle_nodes=[node],
+        resource_demands=ResourceDemandSummary(placement_group_demand=[pair], ray_task_actor_demand=[actor]),
+    )
+    unmet = unmet_of(status)
+    assert unmet.shapes == ((), (("CPU", 2.0),), (("CPU", 4.0),))
+    assert unmet.free == (Node("10.0.0.1", {"CPU": 1.0}, {"role": "teacher"}),)
+    asked = placed_run([{"workers": 2, "resources": {"num_cpus": 2}, "strategy": "STRICT_PACK"}])
+    assert list(waiting(asked, unmet)) == ["student s0, 2 workers on one node,"]
 
 
 # live

@@ -9,6 +9,7 @@ import pytest
 
 from krd_ray.config_io import parse_config
 from krd_ray.errors import ResourceError
+from krd_ray.train.places import Node
 from krd_ray.tune import room
 from tests.unit.run_builders import raw_run
 
@@ -30,7 +31,7 @@ def parts(
     for node in nodes:
         for name, amount in node.items():
             total[name] = total.get(name, 0.0) + amount
-    monkeypatch.setattr(room, "living_nodes", lambda: nodes)
+    monkeypatch.setattr(room, "living_nodes", lambda: [Node(f"n{k}", each) for k, each in enumerate(nodes)])
     monkeypatch.setattr(room, "free_resources", lambda: total if free is None else free)
     probe: Any = SimpleNamespace(needs_teacher=True, typical=config.students[0])
     return SimpleNamespace(config=config), probe

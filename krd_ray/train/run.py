@@ -18,7 +18,7 @@ from krd_ray.errors import Interrupted, RunError
 from krd_ray.teacher.messages import RECEIVED_BYTES
 from krd_ray.teacher.ports import TeacherLink
 from krd_ray.teacher.spec import threads_for
-from krd_ray.train.cluster import check_run, connected, fits_cache, living_nodes
+from krd_ray.train.cluster import address_of, check_run, connected, fits_cache, living_nodes
 from krd_ray.train.ledger import build_ledger
 from krd_ray.train.live import Progress
 from krd_ray.train.loop import WorkerSpec
@@ -164,7 +164,7 @@ def student_run(
         student.workers,
         student.resources,
         prepared.config.train_of(student).max_failures,
-        outlives_driver=prepared.config.ray.address is not None,
+        outlives_driver=address_of(prepared.config.ray) is not None,
     )
 
 

@@ -39,7 +39,7 @@ own_home() {
 
 host() {
   mount -t tmpfs tmpfs /tmp
-  mount -t tmpfs -o size=1g tmpfs /dev/shm
+  mount -t tmpfs tmpfs /dev/shm
   own_home "$1"
   cp "$WORK/home/laptop/.ssh/id_ed25519.pub" "$HOME/.ssh/authorized_keys"
   ssh-keygen -q -t ed25519 -N '' -f "$HOME/host_key"
@@ -81,6 +81,16 @@ yaml.safe_dump(cluster, open("$WORK/cluster.yaml", "w"))
 PYTHON
 }
 
+wait_for_nodes() {
+  for _ in $(seq 90); do
+    [ "$(ray list nodes --address http://127.0.0.1:8265 2>/dev/null | grep -c ALIVE)" != $NUM_HOSTS ] || return 0
+    sleep 1
+  done
+  echo "not all of $NUM_HOSTS nodes came up; the autoscaler says:" >&2
+  ray exec $WORK/cluster.yaml 'tail -n 60 /tmp/ray/session_latest/logs/monitor.*' >&2
+  return 1
+}
+
 job() {
   step "ray job submit --working-dir . -- $*"
   ray job submit --address http://127.0.0.1:8265 --working-dir . -- "$@"
@@ -106,10 +116,7 @@ laptop() {
   step "ray up cluster/on_prem.yaml"
   ray up --yes --no-config-cache $WORK/cluster.yaml
   ray dashboard $WORK/cluster.yaml >"$WORK/tunnel.log" 2>&1 &
-  for _ in $(seq 60); do
-    [ "$(ray list nodes --address http://127.0.0.1:8265 2>/dev/null | grep -c ALIVE)" != $NUM_HOSTS ] || break
-    sleep 1
-  done
+  wait_for_nodes
   ray list nodes --address http://127.0.0.1:8265
 
   job krd shards digits $SHARED/shards --imbalance-ratio 20 --n-max 120 --store raw --image-size 8

@@ -235,7 +235,7 @@ class RayConfig(Strict):
 
     address: str | None = Field(
         None,
-        description="`auto` or host:port: join that cluster; null: the cluster of the Ray job this is, else start one here",
+        description="`auto` or host:port: join that cluster; null: in a Ray job that of the job, else start one here",
     )
     num_cpus: Positive | None = Field(
         None, description="logical CPUs of a cluster started here; null: its cores"

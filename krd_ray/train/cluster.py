@@ -52,7 +52,9 @@ ON_THIS_MACHINE = {
     "RAY_worker_maximum_startup_concurrency": "8",
     **KEEP_FREED_MEMORY,
 }
-JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entrypoint of a submitted job, with RAY_ADDRESS
+JOB_CONFIG = (
+    "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entrypoint of a submitted job, with RAY_ADDRESS
+)
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,9 @@ class Demand:
 
 
 def address_of(settings: RayConfig) -> str | None:
-    """Returns the cluster to join: that of `ray.address`, else that of the Ray job this is the driver of; None: neither.
+    """Returns the cluster to join: `ray.address`, else that of the Ray job whose driver this is; None: neither.
 
-    Ray gives a submitted job's entrypoint the address of its cluster. A second cluster started there would compete with it.
+    Ray tells a submitted job where its cluster is. A second one, started there, would compete with it for the head.
     """
     return settings.address or (os.environ["RAY_ADDRESS"] if JOB_CONFIG in os.environ else None)
 

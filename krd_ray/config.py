@@ -229,7 +229,8 @@ class RayConfig(Strict):
     """How the driver meets a cluster."""
 
     address: str | None = Field(
-        None, description="null: start Ray on this machine; `auto` or host:port: join one"
+        None,
+        description="`auto` or host:port: join that cluster; null: in a Ray job that of the job, else start one here",
     )
     num_cpus: Positive | None = Field(
         None, description="logical CPUs of a cluster started here; null: its cores"

@@ -50,11 +50,22 @@ ON_THIS_MACHINE = {
     "RAY_worker_maximum_startup_concurrency": "8",
     **KEEP_FREED_MEMORY,
 }
+JOB_CONFIG = (
+    "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entrypoint of a submitted job, with RAY_ADDRESS
+)
+
+
+def address_of(settings: RayConfig) -> str | None:
+    """Returns the cluster to join: `ray.address`, else that of the Ray job whose driver this is; None: neither.
+
+    Ray tells a submitted job where its cluster is. A second one, started there, would compete with it for the head.
+    """
+    return settings.address or (os.environ["RAY_ADDRESS"] if JOB_CONFIG in os.environ else None)
 
 
 @contextmanager
 def connected(settings: RayConfig) -> Iterator[None]:
-    """Joins the cluster at `ray.address`, or starts one here for the time of the block; keeps a joined one.
+    """Joins the cluster at `address_of`, or starts one here for the time of the block; keeps a joined one.
 
     The cluster started here has no dashboard. Ray's own ports listen on every interface, on Linux without a choice;
     its token authentication, on by default, keeps strangers out.
@@ -62,12 +73,13 @@ def connected(settings: RayConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    own = settings.address is None
+    address = address_of(settings)
+    own = address is None
     for name, value in (EVERYWHERE | (ON_THIS_MACHINE if own else {})).items():
         os.environ.setdefault(name, value)
     for logger in ("ray", "ray.data", "ray.train"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    start: dict[str, Any] = {"address": settings.address}
+    start: dict[str, Any] = {"address": address}
     if own:
         start = {
             "address": "local",
@@ -78,7 +90,7 @@ def connected(settings: RayConfig) -> Iterator[None]:
     try:
         ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **start)
     except Exception as error:  # Ray raises bare exceptions here
-        where = "start on this machine" if own else f"join the cluster at {settings.address}"
+        where = "start on this machine" if own else f"join the cluster at {address}"
         remedy = "if the machine is busy, try again later" if own else "check ray.address, and RAY_AUTH_TOKEN"
         raise ResourceError(f"Ray could not {where}: {str(error).splitlines()[0]}; {remedy}") from error
     try:

@@ -20,7 +20,7 @@ from krd_ray.errors import DiskFullError, Interrupted, RunError
 from krd_ray.teacher.messages import RECEIVED_BYTES
 from krd_ray.teacher.ports import TeacherLink
 from krd_ray.teacher.spec import threads_for
-from krd_ray.train.cluster import connected, fits_cache, living_nodes
+from krd_ray.train.cluster import address_of, connected, fits_cache, living_nodes
 from krd_ray.train.ledger import build_ledger
 from krd_ray.train.live import Progress
 from krd_ray.train.loop import WorkerSpec
@@ -173,7 +173,7 @@ def _saying_who_waits(
 ) -> AbstractContextManager[None]:
     """On a cluster of one's own nobody else takes places, and no node leaves: there is nothing to say."""
     config = prepared.config
-    if config.ray.address is None:
+    if address_of(config.ray) is None:
         return nullcontext()
     shares = bool(taught) and config.teacher is not None and config.teacher.placement == "actors"
     streams = prepared.train.blocks is None

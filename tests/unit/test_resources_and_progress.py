@@ -30,7 +30,7 @@ from krd_ray.config import RayConfig
 from krd_ray.config_io import parse_config
 from krd_ray.errors import ResourceError
 from krd_ray.train import cluster
-from krd_ray.train.cluster import connected
+from krd_ray.train.cluster import address_of, connected
 from krd_ray.train.live import COLUMNS, Progress
 from krd_ray.train.places import Demand, Node, check_resources, demands_of
 from krd_ray.train.rundir import RunDir
@@ -261,6 +261,31 @@ def test_ray_that_does_not_come_up_is_an_error_for_people(
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     with pytest.raises(ResourceError, match=expected), connected(RayConfig(address=address)):
         pytest.fail("the block must not run")
+
+
+@pytest.mark.parametrize(
+    ("address", "in_a_job", "joined"),
+    [
+        (None, False, None),
+        (None, True, "10.0.0.5:6379"),
+        ("auto", False, "auto"),
+        ("10.0.0.9:6379", True, "10.0.0.9:6379"),
+    ],
+)
+def test_job_joins_its_own_cluster_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, in_a_job: bool, joined: str | None
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.5:6379")  # set alone, it is where `ray job submit` goes
+    monkeypatch.delenv(cluster.JOB_CONFIG, raising=False)
+    if in_a_job:
+        monkeypatch.setenv(cluster.JOB_CONFIG, "{}")
+    assert address_of(RayConfig(address=address)) == joined
+
+
+def test_ray_marks_a_job_by_the_name_that_is_looked_for() -> None:
+    from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+
+    assert cluster.JOB_CONFIG == RAY_JOB_CONFIG_JSON_ENV_VAR
 
 
 def test_process_that_survives_the_end_of_its_cluster_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,8 @@ class Resources(Strict):
         Args:
             strategy: SPREAD and STRICT_SPREAD: the node that has most room; else Ray's default, which fills a node
                 up to a half before it takes the next. What is strict is so only between workers of one student,
-                which share a placement group.
+                which share a placement group. DEFAULT is named because a process inside a placement group, such
+                as a trial of Ray Tune, would otherwise draw its own actors into it.
         """
         return {
             "num_cpus": self.num_cpus,

@@ -5,6 +5,7 @@ Does not train and does not compute targets.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -83,6 +84,7 @@ class TeacherClient:
         self._ports, self._hash, self._student = list(ports), teacher_hash, student
         self._rectifier, self._timeout_s = rectifier, timeout_s
         self._window = Window(in_flight)
+        self._asked: deque[_InFlight] = deque()
         self._incarnations: dict[int, int] = {}
         self.stats = ClientStats()
 
@@ -91,24 +93,33 @@ class TeacherClient:
         for port in self._ports:
             port.close()
 
-    def stream(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, SoftTargets]]:
-        """Yields each batch with the targets of its views, in order, keeping `in_flight` requests ahead.
+    def stream(
+        self, batches: Iterator[Batch], number: int | None = None
+    ) -> Iterator[tuple[Batch, SoftTargets]]:
+        """Yields the next batches with the targets of their views, in order, keeping `in_flight` requests ahead.
 
+        What is asked for ahead when the last of them has been given out is given out by the next call: the teacher
+        works on the next epoch while a worker validates or writes its checkpoint.
+
+        Args:
+            batches: of all epochs; the same iterator in every call.
+            number: of batches to yield; None: all.
         Raises:
             TeacherError: no answer in time, or an answer that does not belong to the question.
         """
-        window: deque[_InFlight] = deque()
         self._window.restart()
-        self._fill(window, batches)
-        while window:
-            asked = window.popleft()
+        self._fill(batches)
+        for _ in itertools.count() if number is None else range(number):
+            if not self._asked:
+                return
+            asked = self._asked.popleft()
             targets = self._collect(asked)
-            self._fill(window, batches)
+            self._fill(batches)
             yield asked.batch, targets
 
-    def _fill(self, window: deque[_InFlight], batches: Iterator[Batch]) -> None:
-        while len(window) < self._window.size and (batch := self._next(batches)) is not None:
-            window.append(self._ask(batch))
+    def _fill(self, batches: Iterator[Batch]) -> None:
+        while len(self._asked) < self._window.size and (batch := self._next(batches)) is not None:
+            self._asked.append(self._ask(batch))
 
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
         started = time.perf_counter()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from krd_ray.errors import TeacherError
+from krd_ray.maths.transfer import on_device
 from krd_ray.maths.views import ViewSpec, eval_view, train_view
 from krd_ray.teacher.store import IntArray, RowArray
 from krd_ray.teacher.weights import ModelCard
@@ -58,7 +59,9 @@ class TeacherForward:
         """
         ids = torch.from_numpy(np.ascontiguousarray(sample_ids))
         index = torch.from_numpy(np.ascontiguousarray(view_index))
-        view = train_view(self._to_device(images), ids.to(self._device), index.to(self._device), self._view)
+        view = train_view(
+            on_device(images, self._device), ids.to(self._device), index.to(self._device), self._view
+        )
         logits, features = self._run(view)
         rows = torch.cat([logits, features], dim=1).to(torch.float16).cpu()
         bad = ~torch.isfinite(rows).all(dim=1)
@@ -72,12 +75,8 @@ class TeacherForward:
     @torch.inference_mode()
     def on_eval_view(self, images: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
         """Returns float32 logits [n, C] and features [n, D] for images without augmentation, on the CPU."""
-        logits, features = self._run(eval_view(self._to_device(images), self._view))
+        logits, features = self._run(eval_view(on_device(images, self._device), self._view))
         return logits.cpu(), features.cpu()
-
-    def _to_device(self, images: npt.NDArray[np.uint8]) -> Tensor:
-        tensor = torch.from_numpy(np.array(images, copy=True, order="C"))
-        return tensor.to(self._device, non_blocking=True)
 
     def _run(self, view_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         parts = [self._run_fixed(part) for part in view_BCHW.split(self._micro_batch)]

@@ -22,6 +22,7 @@ from krd_ray.data.plan import Piece
 from krd_ray.data.stream import Batch, ShardSet, block_arrays, read_piece
 from krd_ray.errors import ResourceError
 from krd_ray.maths.samplers import INSTANCE_BALANCED, view_of_copy
+from krd_ray.maths.transfer import on_device
 from krd_ray.maths.views import train_view
 from krd_ray.models.outputs import feature_dim_of
 from krd_ray.teacher.forward import TeacherForward
@@ -264,9 +265,8 @@ class _StudentStep:
 
     def __call__(self) -> None:
         rows, device = self._rows, self._device
-        labels = torch.from_numpy(rows.labels).to(device)
-        images = torch.from_numpy(rows.images_BHWC).to(device, non_blocking=True)
-        ids = torch.from_numpy(rows.sample_ids).to(device)
+        labels = on_device(rows.labels, device)
+        images, ids = on_device(rows.images_BHWC, device), on_device(rows.sample_ids, device)
         view = train_view(images, ids, torch.full((len(rows),), next(self._views)), self._view)
         if self._train.channels_last:
             view = view.contiguous(memory_format=torch.channels_last)
@@ -299,11 +299,9 @@ class _StudentStep:
     def _to_device(self) -> StepTargets | None:
         if not self._targets:
             return None
-        parts = [
-            None if part is None else torch.from_numpy(np.array(part)).to(self._device, non_blocking=True)
-            for part in self._targets
-        ]
-        return StepTargets(*parts)
+        return StepTargets(
+            *(None if part is None else on_device(part, self._device) for part in self._targets)
+        )
 
 
 def _cost(step: Callable[[], None], num_rows: int, device: str, num_threads: int, seconds: float) -> Cost:

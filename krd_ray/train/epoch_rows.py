@@ -65,19 +65,24 @@ class EpochRows:
             copies=self._copies(epoch),
         )
 
-    def batches(self, plan: EpochPlan, epoch: int) -> Iterator[Batch]:
-        """Yields the plan's rows in shuffled batches, each row with its view index."""
+    def num_batches(self, plan: EpochPlan) -> int:
+        """Returns how many batches the plan's rows make; the last one may be smaller."""
+        return -(-plan.num_rows // self._settings.batch_size)
+
+    def batches(self, first: int, end: int) -> Iterator[Batch]:
+        """Yields the rows of epochs first, ..., end - 1 in shuffled batches, each row with its view index."""
         at = self._settings
-        return train_batches(
-            self._shards,
-            plan,
-            batch_size=at.batch_size,
-            seed=at.seed,
-            epoch=epoch,
-            rank=at.rank,
-            window_rows=at.window_rows,
-            cycle=at.cycle,
-        )
+        for epoch in range(first, end):
+            yield from train_batches(
+                self._shards,
+                self.plan(epoch),
+                batch_size=at.batch_size,
+                seed=at.seed,
+                epoch=epoch,
+                rank=at.rank,
+                window_rows=at.window_rows,
+                cycle=at.cycle,
+            )
 
     def coverage(self, plan: EpochPlan, seen: Sequence[IntArray], device: torch.device) -> dict[str, Any]:
         """Returns what all ranks have trained, against the plan; `seen` are the ids of this rank's batches."""

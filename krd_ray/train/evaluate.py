@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from krd_ray.data.stream import ShardSet, eval_batches
 from krd_ray.maths.metrics import EvalCounts, count_batch
+from krd_ray.maths.transfer import on_device
 from krd_ray.maths.views import ViewSpec, eval_view
 from krd_ray.models.model_cost import latency_conditions, measure_latency_ms
 from krd_ray.models.registry import build_model, describe_model
@@ -36,7 +36,7 @@ def run_split(
     """Yields (logits float32 [B, C], labels int64 [B]) on the CPU for this rank's part, without augmentation."""
     net.eval()
     for batch in eval_batches(shards, batch_size=batch_size, rank=rank, world=world):
-        images = torch.from_numpy(np.array(batch.images_BHWC)).to(device)
+        images = on_device(batch.images_BHWC, device)
         logits, _ = net(eval_view(images, view))
         yield logits.float().cpu(), torch.from_numpy(batch.labels)
 

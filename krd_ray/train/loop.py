@@ -21,9 +21,9 @@ from torch import nn
 
 from krd_ray.config import TrainConfig
 from krd_ray.config_loss import LossConfig
-from krd_ray.data.plan import EpochPlan
 from krd_ray.data.stream import Batch, ShardSet
 from krd_ray.errors import KrdError, NonFiniteLossError, RunError
+from krd_ray.maths.transfer import on_device
 from krd_ray.maths.views import ViewSpec, train_view
 from krd_ray.teacher.client import ClientStats, TeacherClient
 from krd_ray.teacher.messages import SoftTargets
@@ -139,6 +139,7 @@ class _Worker:
         }
         last = self._restore()
         self.epoch, self.step, self.val_balanced = last.epoch + 1, last.step, last.val_balanced
+        self.batches = self.rows.batches(self.epoch, spec.train.epochs)
         self._write(
             "start",
             self.epoch,
@@ -230,9 +231,9 @@ class _Worker:
         waits = self.client.stats if self.client else ClientStats()
         account = EpochAccount(waits, self.world)
         plan = self.rows.plan(epoch)
-        num_steps = -(-plan.num_rows // train.batch_size)
+        num_steps = self.rows.num_batches(plan)
         self.module.train()
-        for number, (batch, targets) in enumerate(self._batches(plan, epoch, waits)):
+        for number, (batch, targets) in enumerate(self._next_batches(num_steps, waits)):
             self.descent.set_lr(epoch + number / num_steps)
             step_cpu = self.cpu_clock()
             terms = self._train_step(batch, targets, epoch)
@@ -244,24 +245,20 @@ class _Worker:
         self._write("train", epoch, **account.total(self.device), lr=self.descent.lr)
         return self.rows.coverage(plan, account.seen, self.device)
 
-    def _batches(
-        self, plan: EpochPlan, epoch: int, waits: ClientStats
-    ) -> Iterator[tuple[Batch, SoftTargets | None]]:
-        batches = self.rows.batches(plan, epoch)
+    def _next_batches(self, number: int, waits: ClientStats) -> Iterator[tuple[Batch, SoftTargets | None]]:
         if self.client is not None:
-            yield from self.client.stream(batches)
+            yield from self.client.stream(self.batches, number)
             return
-        started = time.perf_counter()
-        for batch in batches:
+        for _ in range(number):
+            started = time.perf_counter()
+            batch = next(self.batches)
             waits.wait_data_s += time.perf_counter() - started
             yield batch, None
-            started = time.perf_counter()
 
     def _train_step(self, batch: Batch, targets: SoftTargets | None, epoch: int) -> dict[str, float]:
         """One step; returns the terms as floats. Raises NonFiniteLossError before weights are touched."""
-        spec, labels = self.spec, torch.from_numpy(batch.labels).to(self.device)
-        images = torch.from_numpy(batch.images_BHWC).to(self.device, non_blocking=True)
-        ids = torch.from_numpy(batch.sample_ids).to(self.device)
+        spec, labels = self.spec, on_device(batch.labels, self.device)
+        images, ids = (on_device(each, self.device) for each in (batch.images_BHWC, batch.sample_ids))
         view = train_view(images, ids, torch.from_numpy(batch.view_index), spec.view)
         if spec.train.channels_last:
             view = view.contiguous(memory_format=torch.channels_last)
@@ -286,7 +283,7 @@ class _Worker:
         if targets is None:
             return None
         parts = [
-            None if part is None else torch.from_numpy(np.array(part)).to(self.device, non_blocking=True)
+            None if part is None else on_device(part, self.device)
             for part in (targets.logits, targets.features)
         ]
         return StepTargets(*parts)

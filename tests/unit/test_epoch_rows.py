@@ -131,11 +131,12 @@ def test_batches_hold_every_copy_in_its_own_view_and_read_each_piece_once(
         rows = rows_of(digits, rank, world, window_rows=window)
         plan = rows.plan(epoch)
         reads.clear()
-        by_rank.append(list(rows.batches(plan, epoch)))
+        by_rank.append(list(rows.batches(epoch, epoch + 1)))
         assert reads == list(plan.pieces)
         sizes = [len(batch) for batch in by_rank[-1]]
         assert sum(sizes) == plan.num_rows
         assert set(sizes[:-1]) == {24}
+        assert len(sizes) == rows.num_batches(plan)
         assert sizes[-1] == plan.num_rows - 24 * (len(sizes) - 1)
     batches = [batch for own in by_rank for batch in own]
     ids = stream.sample_ids_of(shards).tolist()
@@ -154,9 +155,9 @@ def test_view_indices_go_round_where_views_do_and_pairs_may_then_repeat(
     digits: tuple[ShardSet, tuple[int, ...]], reads: list[Piece]
 ) -> None:
     rows, free = rows_of(digits, cycle=2), rows_of(digits)
-    found = pairs_in(list(rows.batches(rows.plan(5), 5)))
+    found = pairs_in(list(rows.batches(5, 6)))
     folded: Counter[tuple[int, int]] = Counter()
-    for (sample, view), times in pairs_in(list(free.batches(free.plan(5), 5))).items():
+    for (sample, view), times in pairs_in(list(free.batches(5, 6))).items():
         folded[sample, view % 2] += times
     assert found == folded
     assert max(found.values()) > 1
@@ -176,6 +177,14 @@ def test_images_that_an_epoch_does_not_take_are_not_held(digits: tuple[ShardSet,
     assert held == (plan.times > 0).sum() < sum(piece.num_rows for piece in plan.pieces)
 
 
+def test_epochs_follow_each_other_without_a_gap(digits: tuple[ShardSet, tuple[int, ...]]) -> None:
+    rows = rows_of(digits)
+    together = [batch.sample_ids.tolist() for batch in rows.batches(2, 5)]
+    apart = [batch.sample_ids.tolist() for epoch in (2, 3, 4) for batch in rows.batches(epoch, epoch + 1)]
+    assert together == apart
+    assert len(together) == sum(rows.num_batches(rows.plan(epoch)) for epoch in (2, 3, 4))
+
+
 @pytest.mark.parametrize("name", ["square_root", "class_balanced"])
 def test_classes_come_as_often_as_the_sampler_says(
     digits: tuple[ShardSet, tuple[int, ...]], reads: list[Piece], name: Any
@@ -183,7 +192,7 @@ def test_classes_come_as_often_as_the_sampler_says(
     rows, counts = rows_of(digits, sampler=SamplerConfig(name=name)), np.array(digits[1])
     seen = np.zeros(len(counts))
     for epoch in range(20):
-        for batch in rows.batches(rows.plan(epoch), epoch):
+        for batch in rows.batches(epoch, epoch + 1):
             seen += np.bincount(batch.labels, minlength=len(counts))
     q = expected_copies(digits[1], SAMPLERS[name].power)
     spread = np.sqrt(counts * (q % 1) * (1 - q % 1) * 20)
@@ -213,7 +222,7 @@ def test_coverage_is_whole_for_what_was_planned_and_says_what_was_not_trained(
     for rank in range(world):
         rows = rows_of(digits, rank, world)
         plan = rows.plan(epoch)
-        seen += [batch.sample_ids for batch in rows.batches(plan, epoch)]
+        seen += [batch.sample_ids for batch in rows.batches(epoch, epoch + 1)]
         left_out = digits_ids(digits)[list(plan.left_out)].tolist()
     assert rows.coverage(plan, seen, CPU) == {
         "seen": int((plan.times > 0).sum()), "missed": 0, "doubled": 0,

@@ -112,20 +112,25 @@ class SlowPort:
         pass
 
 
-def test_a_client_asks_as_far_ahead_in_the_next_epoch_as_at_the_end_of_the_last() -> None:
+def test_a_client_asks_ahead_into_the_next_epoch_and_loses_nothing_between_two() -> None:
     client = TeacherClient([SlowPort()], "h", "s", Rectifier(), in_flight=None, timeout_s=1.0)
     drawn = 0
 
-    def epoch() -> Iterator[Batch]:
+    def batches() -> Iterator[Batch]:
         nonlocal drawn
-        for number in range(30):
+        for number in range(60):
             drawn += 1
             ids = np.array([number])
             yield Batch(ids, ids, np.zeros((1, 2, 2, 3), np.uint8), np.zeros(1, np.int64))
 
-    assert len(list(client.stream(epoch()))) == 30
+    source, given, ahead = batches(), [], []
+    given += [int(batch.sample_ids[0]) for batch, _ in client.stream(source, 30)]
+    assert drawn - 30 >= LARGEST - 2, "the teacher has work while this worker validates"
     time.sleep(0.5)
-    drawn, ahead = 0, []
-    for number, _ in enumerate(client.stream(epoch())):
-        ahead.append(drawn - number - 1)
-    assert min(ahead[:20]) >= LARGEST - 2
+    for batch, targets in client.stream(source, 30):
+        assert np.array_equal(batch.sample_ids, targets.sample_ids)
+        given.append(int(batch.sample_ids[0]))
+        ahead.append(drawn - len(given))
+    assert given == list(range(60))
+    assert min(ahead[:20]) >= LARGEST - 2, "as far as at the end of the last epoch"
+    assert client.stats.requests == 60

@@ -1,0 +1,31 @@
+"""Answers how an array of this process comes onto a device.
+
+Does not decide which arrays do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+def on_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """Returns the array as a tensor on the device.
+
+    On a GPU the copy goes through pinned memory and runs beside what the device computes. On a CPU the tensor shares
+    the array's memory, unless that is read-only (an object of Ray's store) or has gaps: then it is a copy.
+
+    Args:
+        array: any shape and dtype.
+        device: to compute on.
+    Example:
+        >>> on_device(np.arange(3), torch.device("cpu"))
+        tensor([0, 1, 2])
+    """
+    usable = array.flags.writeable and array.flags.c_contiguous
+    tensor = torch.from_numpy(array if usable else np.array(array, order="C"))
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

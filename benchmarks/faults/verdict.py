@@ -147,7 +147,7 @@ def checks_of(fault: Fault, found: Row, outputs: Sequence[str]) -> dict[str, boo
     checks = {
         "exit codes": found["exit_codes"] == wanted,
         "message": all(text in first for text in fault.says),
-        "no traceback": "Traceback" not in "".join(outputs),
+        "no traceback": not re.search(r"Traceback|^ *File \"", "\n".join(outputs), re.MULTILINE),
         "no process left": found["left_over"] == 0,
         "no sample lost or doubled": all(
             each[key] == 0

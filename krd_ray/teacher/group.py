@@ -18,7 +18,7 @@ import ray
 from krd_ray.atomic import write_text
 from krd_ray.config import Resources
 from krd_ray.config_resources import SoftStrategy
-from krd_ray.data.remote_errors import unwrapped
+from krd_ray.data.remote_errors import own_error, unwrapped
 from krd_ray.data.stream import ShardSet
 from krd_ray.errors import TeacherError
 from krd_ray.teacher.replica import Replica, TeacherInfo
@@ -101,7 +101,8 @@ class TeacherGroup:
         try:
             ray.get([replica.close.remote() for replica in self.replicas], timeout=CLOSE_TIMEOUT_S)
         except ray.exceptions.RayError as error:
-            log.warning("the teacher did not close in order, its last statistics may be missing: %s", error)
+            why = own_error(error) or str(error).splitlines()[0]
+            log.warning("the teacher did not close in order, its last statistics may be missing: %s", why)
         self.kill()
 
     def kill(self) -> None:

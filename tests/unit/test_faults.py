@@ -133,6 +133,6 @@ def test_a_table_says_what_was_broken() -> None:
     good = kept(students=students, kept=True, checks={"equal": True})
     bad = kept(students=students, kept=False, checks={"equal": False}, recover_s=5.0)
     cells = row_of("teacher-killed", [good, bad])
-    assert cells[1:3] == ["survives", "1 of 2"]
+    assert cells[2:4] == ["survives", "1 of 2"]
     assert cells[-1] == "equal"
     assert "3.0 to 5.0" in cells

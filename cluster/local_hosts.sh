@@ -124,6 +124,17 @@ laptop() {
   job krd distill cluster/smoke.yaml --set data.dir=$SHARED/shards --set run_dir=$SHARED/students \
     --set teacher.weights=$SHARED/teacher/students/teacher/model.safetensors
 
+  step "who ran where"
+  "$VENV/bin/python" - <<'PYTHON'
+from collections import Counter
+from ray.util.state import list_actors, list_nodes
+dashboard = "http://127.0.0.1:8265"
+addresses = {node.node_id: node.node_ip for node in list_nodes(dashboard)}
+ran = Counter((addresses.get(actor.node_id, "?"), actor.class_name) for actor in list_actors(dashboard, limit=1000))
+for (address, name), times in sorted(ran.items()):
+    print(f"{address}  {name}: {times}")
+PYTHON
+
   step "ray down"
   ray down --yes $WORK/cluster.yaml
 }

@@ -21,6 +21,7 @@ from krd_ray.config import Resources
 from krd_ray.models.registry import describe_model
 from krd_ray.train.lean_trainer import LeanTrainer
 from krd_ray.train.loop import WorkerSpec, train_worker
+from krd_ray.train.process_group import NodeProcessGroup
 from krd_ray.train.rundir import StudentDir, num_restarts, read_json, seconds_trained, write_json
 
 
@@ -165,7 +166,9 @@ def _trainer(
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=gpu, resources_per_worker=resources.as_ray()
         ),
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo") if workers > 1 else _NoProcessGroup(),
+        torch_config=NodeProcessGroup(backend="nccl" if gpu else "gloo")
+        if workers > 1
+        else _NoProcessGroup(),
         run_config=RunConfig(
             name="checkpoints",
             storage_path=spec.folder,

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Launches cluster/on_prem.yaml for real on one machine: three hosts with a network and an sshd each, `ray up`, a teacher and
 # a distillation as Ray jobs, `ray down`. Run it as root on Linux, in a checkout whose .venv `make` has set up.
-# Needs iproute2, util-linux, openssh-server, openssh-client and rsync.
+# Needs iproute2, util-linux, procps, openssh-server, openssh-client and rsync.
 #
 # Everything happens in namespaces of its own (network, processes, mounts, hostname): `ray stop` sees only the hosts' processes,
 # home folders, keys and the token lie in memory, and the kernel removes all of it when this script ends, however it ends.
@@ -124,8 +124,25 @@ laptop() {
   job krd distill cluster/smoke.yaml --set data.dir=$SHARED/shards --set run_dir=$SHARED/students \
     --set teacher.weights=$SHARED/teacher/students/teacher/model.safetensors
 
+  step "who ran where"
+  "$VENV/bin/python" - <<'PYTHON'
+from collections import Counter
+from ray.util.state import list_actors, list_nodes
+dashboard = "http://127.0.0.1:8265"
+addresses = {node.node_id: node.node_ip for node in list_nodes(dashboard)}
+ran = Counter((addresses.get(actor.node_id, "?"), actor.class_name) for actor in list_actors(dashboard, limit=1000))
+for (address, name), times in sorted(ran.items()):
+    print(f"{address}  {name}: {times}")
+PYTHON
+
   step "ray down"
   ray down --yes $WORK/cluster.yaml
+  for seconds in $(seq 0 120); do
+    pgrep raylet >/dev/null || { echo "no raylet left on any host, $seconds s after ray down"; return 0; }
+    sleep 1
+  done
+  echo "raylets are left on the hosts two minutes after ray down" >&2
+  return 1
 }
 
 "${1:-outside}" "${@:2}"

@@ -17,22 +17,31 @@ export PATH="$PWD/.venv/bin:$PATH" RAY_AUTH_MODE=token
 ray get-auth-token --generate >/dev/null # once; ~/.ray/auth_token is the same file on every node
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+on() { srun --nodes=1 --ntasks=1 --overlap --nodelist="$1" "${@:2}"; }
 head=${nodes[0]}
-head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
+address=$(on "$head" python -c 'import ray.util; print(ray.util.get_node_ip_address())')
 port=$((20000 + SLURM_JOB_ID % 10000)) # two jobs may meet on a node of a cluster that ignores --exclusive
 shape=(--num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --temp-dir="/tmp/ray-$SLURM_JOB_ID" --block)
 
-srun --nodes=1 --ntasks=1 --nodelist="$head" --overlap \
-  ray start --head --node-ip-address="$head_ip" --port="$port" --dashboard-host=127.0.0.1 --resources='{"teacher": 1}' "${shape[@]}" &
-until srun --nodes=1 --ntasks=1 --nodelist="$head" --overlap ray status --address="$head_ip:$port" >/dev/null 2>&1; do sleep 2; done
+wait_for() { # this many nodes, five minutes
+  for _ in $(seq 100); do
+    [ "$(on "$head" ray status --address="$address:$port" 2>/dev/null | grep -c '^ *1 node_')" -lt "$1" ] || return 0
+    sleep 3
+  done
+  echo "not $1 Ray node(s) after five minutes; the lines above say why" >&2
+  exit 1
+}
+
+on "$head" ray start --head --node-ip-address="$address" --port="$port" --dashboard-host=127.0.0.1 \
+  --resources='{"teacher": 1}' "${shape[@]}" &
+wait_for 1
 for node in "${nodes[@]:1}"; do
-  srun --nodes=1 --ntasks=1 --nodelist="$node" --overlap ray start --address="$head_ip:$port" "${shape[@]}" &
+  on "$node" ray start --address="$address:$port" "${shape[@]}" &
 done
-until [ "$(srun --nodes=1 --ntasks=1 --nodelist="$head" --overlap ray status --address="$head_ip:$port" 2>/dev/null |
-  grep -c '^ *1 node_')" -ge "${#nodes[@]}" ]; do sleep 2; done
+wait_for "${#nodes[@]}"
 
 # Slurm's SIGTERM comes two minutes before the time is up: krd checkpoints and says how to go on.
-srun --nodes=1 --ntasks=1 --nodelist="$head" --overlap krd distill "$@" --set "ray.address=$head_ip:$port" &
+on "$head" krd distill "$@" --set "ray.address=$address:$port" &
 driver=$!
 trap 'kill -TERM "$driver"' TERM
 status=0

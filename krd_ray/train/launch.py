@@ -13,12 +13,13 @@ import ray
 import ray.exceptions
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from krd_ray.config import Resources
 from krd_ray.config_resources import Strategy
 from krd_ray.errors import KrdError
 from krd_ray.train.loop import WorkerSpec, train_worker
+from krd_ray.train.process_group import NodeProcessGroup
 from krd_ray.train.rundir import StudentDir
 
 OF_RAY_TRAIN = "ray_train"  # folder of what Ray Train itself writes about a group
@@ -90,7 +91,7 @@ def _train_group(
             placement_strategy=strategy,
             label_selector=resources.node_labels or None,  # type: ignore[call-arg]  # Ray types the old class
         ),
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        torch_config=NodeProcessGroup(backend="nccl" if gpu else "gloo"),
         run_config=RunConfig(
             name=OF_RAY_TRAIN,
             storage_path=spec.folder,

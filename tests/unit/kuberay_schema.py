@@ -1,4 +1,4 @@
-"""Answers which fields cluster/'s Kubernetes manifests may have: a strict JSON schema of the part of KubeRay they use.
+"""Answers which fields cluster/'s Kubernetes manifests may have: a strict JSON schema of what they use.
 
 Not KubeRay's own schema, which no package brings: fields that are not listed are refused, so that a misspelt one,
 which Kubernetes would drop without a word, is found here. What may be unsafe (privileges, host network, another

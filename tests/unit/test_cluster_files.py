@@ -1,4 +1,4 @@
-"""Every file of cluster/ is accepted, installs the lock, asks for the token and opens nothing; broken copies are found."""
+"""Every file of cluster/ is accepted, installs the lock, asks for the token and opens nothing; broken copies fail."""
 
 from __future__ import annotations
 

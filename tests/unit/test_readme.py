@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def commands_in(text: str) -> list[list[str]]:
-    """The `krd ...` lines of a text, continued lines joined, trailing comments dropped."""
+    """The `krd ...` lines of a text, submitted jobs too, continued lines joined, trailing comments dropped."""
     joined = re.sub(r"\\\n[#\s]*", " ", text)
-    lines = [line.lstrip("# ").strip() for line in joined.splitlines()]
+    lines = [line.lstrip("# ").rpartition(" -- ")[2].strip() for line in joined.splitlines()]
     parts = [part.strip() for line in lines if line.startswith("krd ") for part in line.split("&&")]
     return [shlex.split(part, comments=True)[1:] for part in parts]
 
@@ -26,6 +26,7 @@ def commands_in(text: str) -> list[list[str]]:
 def shown() -> list[list[str]]:
     texts = [
         (ROOT / "README.md").read_text(),
+        (ROOT / "cluster/README.md").read_text(),
         *(path.read_text() for path in sorted(ROOT.glob("configs/*.yaml"))),
     ]
     return [words for text in texts for words in commands_in(text)]
@@ -33,6 +34,7 @@ def shown() -> list[list[str]]:
 
 def test_the_documents_show_commands() -> None:
     assert len(shown()) >= 15
+    assert len(commands_in((ROOT / "cluster/README.md").read_text())) >= 1
 
 
 @pytest.mark.parametrize("words", shown(), ids=" ".join)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,8 @@ from krd_ray.config import Resources
 from krd_ray.data.remote_errors import unwrapped
 from krd_ray.data.stream import ShardSet
 from krd_ray.errors import TeacherError
+from krd_ray.storage.node_copies import writing
+from krd_ray.storage.places import join
 from krd_ray.teacher.replica import Replica, TeacherInfo
 from krd_ray.teacher.spec import TeacherSpec
 
@@ -85,6 +86,14 @@ class TeacherGroup:
         """Returns the counters of each replica's present process."""
         return _get_all([replica.stats.remote() for replica in self.replicas])
 
+    def publish(self) -> None:
+        """Takes persistent stores to their URI.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        _get_all([replica.publish.remote() for replica in self.replicas])
+
     def close(self) -> None:
         """Writes the last statistics, frees the stores and ends the processes, even those that no longer answer."""
         try:
@@ -115,8 +124,8 @@ class TeacherGroup:
             "replica_disagreement_frac": agreement,
             "replicas": [{"pid": info.pid, "device": info.device} for info in infos],
         }
-        path = Path(self._specs[0].run_dir) / "selftest.json"
-        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        with writing(join(self._specs[0].run_dir, "selftest.json")) as path:
+            path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _actor_class(resources: Resources, num_callers: int) -> Any:

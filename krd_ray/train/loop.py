@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from krd_ray.data.plan import EpochPlan
 from krd_ray.data.stream import Batch, ShardSet
 from krd_ray.errors import KrdError, NonFiniteLossError
 from krd_ray.maths.views import ViewSpec, train_view
+from krd_ray.storage.working_copy import working_copy
 from krd_ray.teacher.client import ClientStats, TeacherClient
 from krd_ray.teacher.messages import SoftTargets
 from krd_ray.teacher.ports import TeacherLink
@@ -53,11 +53,12 @@ class WorkerSpec:
         class_counts: n_c of the training split.
         seed: of weights; shuffle_seed: of the order of samples.
         window_rows: of the shuffle.
-        folder: the student's folder in the run directory.
+        folder: the student's folder in the run directory, as the driver sees it.
         session: how often a driver had started this student before.
         dataset_hash: for the card of the exported weights.
         num_threads: CPU threads of torch.
         teacher: None for a teacher or a baseline.
+        place: path or URI by which every node knows the student's folder; None: by the same path.
     """
 
     student: str
@@ -77,6 +78,7 @@ class WorkerSpec:
     dataset_hash: str
     num_threads: int
     teacher: TeacherLink | None
+    place: str | None = None
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -87,16 +89,17 @@ def train_worker(config: dict[str, Any]) -> None:
     returns without exporting weights.
     """
     spec: WorkerSpec = config["spec"]
-    folder = StudentDir(Path(spec.folder))
-    if folder.error.exists():
-        return
-    try:
-        _Worker(spec, folder).run()
-    except _Stopped:
-        return
-    except KrdError as error:
-        write_json(folder.error, {"kind": type(error).__name__, "message": error.message})
-        raise
+    with working_copy(spec.place or spec.folder) as copy:
+        folder = StudentDir(copy.path)
+        if folder.error.exists():
+            return
+        try:
+            _Worker(spec, folder, keep=copy.push).run()
+        except _Stopped:
+            return
+        except KrdError as error:
+            write_json(folder.error, {"kind": type(error).__name__, "message": error.message})
+            raise
 
 
 class _OtherRankFailed(Exception):
@@ -119,11 +122,11 @@ def _derived_seed(*parts: int) -> int:
 
 
 class _Worker:
-    def __init__(self, spec: WorkerSpec, folder: StudentDir) -> None:
+    def __init__(self, spec: WorkerSpec, folder: StudentDir, *, keep: Callable[[], None]) -> None:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         torch.set_num_threads(spec.num_threads)
-        self.spec, self.folder = spec, folder
+        self.spec, self.folder, self.keep = spec, folder, keep
         self.device = ray.train.torch.get_device()
         self.student = self._build()
         self.module: nn.Module = ray.train.torch.prepare_model(self.student)
@@ -164,6 +167,7 @@ class _Worker:
             if self._is_due(epoch, self.spec.train.checkpoint_every_epochs):
                 self._refuse_non_finite_weights()
                 position = Position(epoch, self.step, self.val_balanced)
+                self.keep()  # the rows of an epoch are at the run's place before its checkpoint is
                 report_checkpoint(position, self.state, rank=self.rank)
         self._refuse_non_finite_weights()
         if self.client is not None:

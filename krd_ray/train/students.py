@@ -19,6 +19,7 @@ from ray.train.torch import TorchConfig
 
 from krd_ray.config import Resources
 from krd_ray.models.registry import describe_model
+from krd_ray.storage.places import Folder
 from krd_ray.train.lean_trainer import LeanTrainer
 from krd_ray.train.loop import WorkerSpec, train_worker
 from krd_ray.train.rundir import StudentDir, num_restarts, read_json, seconds_trained, write_json
@@ -33,6 +34,7 @@ class StudentRun:
         resources: of each worker.
         max_failures: restarts of its workers before it fails.
         outlives_driver: the cluster goes on when the driver dies.
+        sync: makes the driver's folder and the one that workers write to equal, where they are two.
     """
 
     def __init__(
@@ -43,7 +45,9 @@ class StudentRun:
         max_failures: int,
         *,
         outlives_driver: bool,
+        sync: Callable[[], None] = lambda: None,
     ) -> None:
+        self._sync = sync
         self.name, self.folder = spec.student, StudentDir(Path(spec.folder))
         self._spec = spec
         self._trainer = _trainer(spec, workers, resources, max_failures, outlives_driver)
@@ -56,6 +60,7 @@ class StudentRun:
         self.folder.stop.unlink(missing_ok=True)
         self.folder.weights.unlink(missing_ok=True)
         write_json(self.folder.result, summarise(self._spec, "started", None))
+        self._sync()
         self._thread.start()
 
     @property
@@ -82,7 +87,10 @@ class StudentRun:
     def _fit(self) -> str | None:
         """Returns None when the student has trained to its end or was asked to stop, else what went wrong."""
         try:
-            self._trainer.fit()
+            try:
+                self._trainer.fit()
+            finally:
+                self._sync()
         except ray.train.TrainingFailedError as error:
             failure: str | None = _first_cause(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this student and no other
@@ -158,6 +166,7 @@ def _trainer(
     spec: WorkerSpec, workers: int, resources: Resources, max_failures: int, outlives_driver: bool
 ) -> LeanTrainer:
     gpu = resources.num_gpus > 0
+    checkpoints = Folder.at(spec.place or spec.folder)
     return LeanTrainer(
         outlives_driver=outlives_driver,
         train_loop_per_worker=train_worker,
@@ -168,7 +177,8 @@ def _trainer(
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo") if workers > 1 else _NoProcessGroup(),
         run_config=RunConfig(
             name="checkpoints",
-            storage_path=spec.folder,
+            storage_path=checkpoints.path,
+            storage_filesystem=checkpoints.system,
             failure_config=FailureConfig(max_failures=max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),

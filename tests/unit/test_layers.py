@@ -54,17 +54,19 @@ LAYERS = {
     "config_loss": layer("errors", "pydantic"),
     "config": layer("errors config_loss", "pydantic"),
     "config_io": layer("errors config config_loss", "pydantic pydantic_core yaml"),
+    "storage": layer("errors", "pyarrow fsspec"),
     "maths": layer("errors", f"{NUMERIC} scipy", INPUT_OUTPUT),
     "models": layer("errors", f"{NUMERIC} torchvision"),
-    "data": layer("errors maths models", f"{NUMERIC} torchvision pyarrow ray pydantic PIL sklearn"),
-    "teacher": layer(f"{SETTINGS} maths models data", f"{NUMERIC} safetensors ray pyarrow psutil"),
-    "train": layer(f"{SETTINGS} maths models data teacher", f"{NUMERIC} safetensors ray rich psutil"),
+    "data": layer("errors storage maths models", f"{NUMERIC} torchvision pyarrow ray pydantic PIL sklearn"),
+    "teacher": layer(f"{SETTINGS} storage maths models data", f"{NUMERIC} safetensors ray pyarrow psutil"),
+    "train": layer(f"{SETTINGS} storage maths models data teacher", f"{NUMERIC} safetensors ray rich psutil"),
     "report": layer("errors", "matplotlib jinja2 numpy yaml rich"),
     "tune": layer(
-        f"{SETTINGS} maths models data teacher train report", f"{NUMERIC} ray optuna pydantic rich yaml"
+        f"{SETTINGS} storage maths models data teacher train report",
+        f"{NUMERIC} ray optuna pydantic rich yaml",
     ),
-    "demo": layer(f"{SETTINGS} maths models data teacher train tune report", ""),
-    "cli": layer(f"{SETTINGS} maths models data teacher train tune report demo", "typer click"),
+    "demo": layer(f"{SETTINGS} storage maths models data teacher train tune report", ""),
+    "cli": layer(f"{SETTINGS} storage maths models data teacher train tune report demo", "typer click"),
 }
 
 

@@ -15,7 +15,7 @@ from krd_ray.data.verify import verify_dataset
 from krd_ray.errors import ConfigError
 from krd_ray.maths.views import ViewSpec
 from krd_ray.models.registry import describe_model
-from krd_ray.storage.places import absolute
+from krd_ray.storage.places import absolute, is_uri
 from krd_ray.teacher.weights import load_model
 
 FULL_CHECK_BYTES = 1 << 30
@@ -52,6 +52,7 @@ def prepare(config: RunConfig) -> Prepared:
         ConfigError: unknown model, a student that needs a teacher without one, settings that contradict.
         TeacherError: weights that cannot be read or do not fit.
     """
+    _check_places(config)
     root = absolute(config.data.dir)
     manifest = _verified(config, root)
     train = ShardSet.open(root, manifest, "train", side=config.data.image_size)
@@ -70,6 +71,15 @@ def prepare(config: RunConfig) -> Prepared:
             image_size=view.side,
         )
     return Prepared(resolved, manifest, view, train, val)
+
+
+def _check_places(config: RunConfig) -> None:
+    teacher = config.teacher
+    if teacher is not None and not teacher.persist and is_uri(teacher.spill_dir or ""):
+        raise ConfigError(
+            f"teacher.spill_dir is {teacher.spill_dir}, but what a teacher spills while it works lies on a disk of "
+            "its node: set it to a folder, or teacher.persist to true for a store that is kept at the URI between runs"
+        )
 
 
 def _verified(config: RunConfig, root: str) -> Manifest:

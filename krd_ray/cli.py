@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -283,14 +282,9 @@ def report(
     run_dir: Annotated[str, typer.Argument(help="directory of a run (folder or URI) or of a search")],
 ) -> None:
     """Write the HTML report of a run or a search, with its pictures and their data."""
-    from krd_ray.report.page import build_report
-    from krd_ray.report.read_search import is_search
-    from krd_ray.report.search_page import build_search_report
-    from krd_ray.storage.working_copy import working_copy
+    from krd_ray.report.at_places import report_on
 
-    with working_copy(run_dir) as copy:
-        page = (build_search_report if is_search(copy.path) else build_report)(copy.path)
-    typer.echo(f"report: {copy.place_of(page)}")
+    typer.echo(f"report: {report_on(run_dir)}")
 
 
 @app.command()
@@ -304,19 +298,12 @@ def compare(
 ) -> None:
     """Compare methods over models, seeds and runs: mean and spread as table, CSV and pictures."""
     from krd_ray.errors import ConfigError
-    from krd_ray.report.comparison import compare_runs
-    from krd_ray.report.comparison_page import write_comparison
+    from krd_ray.report.at_places import compare_at
     from krd_ray.report.terminal import print_methods
-    from krd_ray.storage.places import require_folder
-    from krd_ray.storage.working_copy import working_copy
 
     if split not in ("test", "val"):
         raise ConfigError(f"--split is test or val, got {split}")
-    out = require_folder(out, "--out")
-    with ExitStack() as stack:
-        folders = [stack.enter_context(working_copy(run_dir)).path for run_dir in run_dirs]
-        comparison = compare_runs(folders, split=split, against=against)  # type: ignore[arg-type]
-        files = write_comparison(comparison, out)
+    comparison, files = compare_at(run_dirs, out, split=split, against=against)  # type: ignore[arg-type]
     print_methods(comparison)
     for path in files:
         typer.echo(f"wrote {path}")
@@ -356,17 +343,14 @@ def models(
 
 def _finish(outcome: Outcome, *, evaluate: bool) -> None:
     """Evaluates, reports and prints; the exit code says whether every student finished."""
-    from krd_ray.report.page import build_report
-    from krd_ray.storage.working_copy import working_copy
+    from krd_ray.report.at_places import report_on
     from krd_ray.train.assess import evaluate_run
 
     place = outcome.run.place
     if evaluate and len(outcome.failed) < len(outcome.results):
         evaluate_run(place, again=outcome.num_trained > 0)
     _print_table(place)
-    with working_copy(place) as copy:
-        page = build_report(copy.path)
-    typer.echo(f"report: {copy.place_of(page)}")
+    typer.echo(f"report: {report_on(place)}")
     _fail_if_any(outcome)
 
 
@@ -382,11 +366,9 @@ def _fail_if_any(outcome: Outcome) -> None:
 
 
 def _print_table(run_dir: str) -> None:
-    from krd_ray.report.terminal import print_headline
-    from krd_ray.storage.working_copy import working_copy
+    from krd_ray.report.at_places import print_headline_of
 
-    with working_copy(run_dir) as copy:
-        print_headline(copy.path)
+    print_headline_of(run_dir)
 
 
 def main() -> None:

@@ -138,10 +138,9 @@ def write_shards_at(
     copy = WorkingCopy(absolute(place), skip=(PARTIAL_FOLDER,))
     try:
         copy.pull()
-        manifest = write_shards(source, copy.path, options, overwrite=overwrite)
+        with copy.errors_named():
+            manifest = write_shards(source, copy.path, options, overwrite=overwrite)
         copy.push()
-    except DataError as error:
-        raise DataError(error.message.replace(str(copy.path), copy.place)) from error
     finally:
         copy.discard()
     return manifest

@@ -188,26 +188,35 @@ class Folder:
         """
         target = self._at(name)
         direct = self.system.type_name in PUTS_ARE_ATOMIC
-        to = target if direct else f"{target}.{uuid.uuid4().hex[:8]}.partial"
+        to = f"{target}.{uuid.uuid4().hex[:8]}.partial"
         with self._told("write", name):
-            if not direct:
-                self.system.create_dir(str(PurePosixPath(target).parent), recursive=True)
-            fs.copy_files(
-                str(source),
-                to,
-                source_filesystem=fs.LocalFileSystem(),
-                destination_filesystem=self.system,
-                chunk_size=CHUNK_BYTES,
-                use_threads=False,  # several threads that upload to S3 can wait for each other (apache/arrow#32372)
-            )
-            if not direct:
+            if direct:
+                self._upload(source, target)
+                return
+            self.system.create_dir(str(PurePosixPath(target).parent), recursive=True)
+            try:
+                self._upload(source, to)
                 self.system.move(to, target)
+            except BaseException:
+                if self.system.get_file_info(to).type == fs.FileType.File:
+                    self.system.delete_file(to)
+                raise
 
     def remove(self, name: str) -> None:
         """Removes a file; it may be gone already."""
         with self._told("remove", name):
             if self.version(name) is not None:
                 self.system.delete_file(self._at(name))
+
+    def _upload(self, source: Path, target: str) -> None:
+        fs.copy_files(
+            str(source),
+            target,
+            source_filesystem=fs.LocalFileSystem(),
+            destination_filesystem=self.system,
+            chunk_size=CHUNK_BYTES,
+            use_threads=False,  # several threads that upload to S3 can wait for each other (apache/arrow#32372)
+        )
 
     def _at(self, name: str) -> str:
         return f"{self.path}/{name}"

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from krd_ray.errors import StorageError
+from krd_ray.errors import KrdError, StorageError
 from krd_ray.storage.node_copies import scratch_folder
 from krd_ray.storage.places import Folder, Version, absolute, is_uri, join, split
 
@@ -114,6 +114,16 @@ class WorkingCopy:
         if self._folder is not None:
             shutil.rmtree(self.path.parent, ignore_errors=True)
 
+    @contextmanager
+    def errors_named(self) -> Iterator[None]:
+        """Errors that name the copy's folder, which is nobody's business, name the place instead."""
+        try:
+            yield
+        except KrdError as error:
+            if self._folder is None or str(self.path) not in error.message:
+                raise
+            raise type(error)(error.message.replace(str(self.path), self.place)) from error
+
     def _files_here(self) -> dict[str, Version]:
         found: dict[str, Version] = {}
         for path in self.path.rglob("*"):
@@ -147,7 +157,8 @@ def working_copy(place: str | Path, *, every_s: float = EVERY_S) -> Iterator[Wor
     if copy.is_copy:
         keeper.start()
     try:
-        yield copy
+        with copy.errors_named():
+            yield copy
     finally:
         ended.set()
         if copy.is_copy:

@@ -78,7 +78,7 @@ def _check_places(config: RunConfig) -> None:
     if teacher is not None and not teacher.persist and is_uri(teacher.spill_dir or ""):
         raise ConfigError(
             f"teacher.spill_dir is {teacher.spill_dir}, but what a teacher spills while it works lies on a disk of "
-            "its node: set it to a folder, or teacher.persist to true for a store that is kept at the URI between runs"
+            "its node: set it to a folder, or teacher.persist to true for a store that is kept there between runs"
         )
 
 

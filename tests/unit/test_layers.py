@@ -60,7 +60,7 @@ LAYERS = {
     "data": layer("errors storage maths models", f"{NUMERIC} torchvision pyarrow ray pydantic PIL sklearn"),
     "teacher": layer(f"{SETTINGS} storage maths models data", f"{NUMERIC} safetensors ray pyarrow psutil"),
     "train": layer(f"{SETTINGS} storage maths models data teacher", f"{NUMERIC} safetensors ray rich psutil"),
-    "report": layer("errors", "matplotlib jinja2 numpy yaml rich"),
+    "report": layer("errors storage", "matplotlib jinja2 numpy yaml rich"),
     "tune": layer(
         f"{SETTINGS} storage maths models data teacher train report",
         f"{NUMERIC} ray optuna pydantic rich yaml",

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
-from krd_ray.errors import ConfigError, DataError, StorageError
+from krd_ray.errors import ConfigError, DataError, RunError, StorageError
 from krd_ray.storage import node_copies
 from krd_ray.storage.node_copies import exists, node_file, node_folder, scratch_folder, writing
 from krd_ray.storage.places import Folder, absolute, join, require_folder, split
@@ -270,6 +270,11 @@ def test_place_that_is_gone_at_the_end_leaves_the_work_here(
 def write_result(place: str) -> None:
     with working_copy(place, every_s=60) as copy:
         text(copy.path / "result.json", "{}")
+
+
+def test_error_names_the_place_and_not_the_copy(place: str) -> None:
+    with pytest.raises(RunError, match=f"^{place}/students is empty$"), working_copy(place) as copy:
+        raise RunError(f"{copy.path / 'students'} is empty")
 
 
 def test_folder_is_its_own_copy(tmp_path: Path) -> None:

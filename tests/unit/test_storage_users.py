@@ -145,7 +145,7 @@ def test_search_refuses_a_uri_and_makes_no_folder_of_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="a search is .*has to be on this machine or on a file system"):
+    with pytest.raises(ConfigError, match=r"a search is .*has to be on this machine or on a file system"):
         SearchDir(Path("s3://bucket/search").expanduser().resolve())
     assert not (tmp_path / "s3:").exists()
 

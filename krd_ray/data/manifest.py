@@ -188,7 +188,9 @@ class Manifest(_Strict):
                 "whose writing was interrupted; write it with `krd shards`"
             ) from error
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"cannot read {path}: {error}; write it again with `krd shards`") from error
+            raise DataError(
+                f"cannot read {path}: {error}; check that this machine reaches it, or write it again with `krd shards`"
+            ) from error
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:

@@ -135,7 +135,7 @@ def write_shards_at(
         DataError, ConfigError: as `write_shards`.
         StorageError: the URI cannot be read or written.
     """
-    copy = WorkingCopy(absolute(place), skip=(PARTIAL_FOLDER,))
+    copy = WorkingCopy(absolute(place), skip=(f"{PARTIAL_FOLDER}/*",))
     try:
         copy.pull()
         with copy.errors_named():

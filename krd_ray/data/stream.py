@@ -173,8 +173,13 @@ def _column(shards: ShardSet, name: str) -> npt.NDArray[np.int64]:
     folder = Folder.at(shards.root)
     tables = []
     for file in files:
-        with folder.open(file) as content:
-            tables.append(pq.read_table(content, columns=[name]))
+        try:
+            with folder.open(file) as content:
+                tables.append(pq.read_table(content, columns=[name]))
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(
+                f"{join(shards.root, file)}: cannot be read ({error}); copy it there again"
+            ) from error
     return np.asarray(pa.concat_tables(tables)[name].to_numpy(), np.int64)
 
 

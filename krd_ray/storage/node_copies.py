@@ -101,7 +101,7 @@ def exists(place: str) -> bool:
 def _version_of(folder: Folder, name: str) -> str:
     version = folder.version(name)
     if version is None:
-        raise StorageError(f"{join(folder.place, name)} does not exist")
+        raise StorageError(f"{join(folder.place, name)} does not exist; check the address")
     return str(version)
 
 

@@ -5,6 +5,7 @@ Does not keep copies (`node_copies`, `working_copy`). NFS and other mounted file
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import re
@@ -23,9 +24,12 @@ from pyarrow import fs
 from krd_ray.errors import ConfigError, StorageError
 
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-ONE_SLASH = re.compile(r"(^|/)[A-Za-z][A-Za-z0-9+.-]+:/")  # what is left of a URI that was taken for a path
+ONE_SLASH = re.compile(
+    r"(?:^|/)([A-Za-z][A-Za-z0-9+.-]+):/+"
+)  # what is left of a URI that was taken for a path
 PUTS_ARE_ATOMIC = ("s3", "gcs", "abfs")  # elsewhere a file is written beside its name, then moved there
 CHUNK_BYTES = 16 << 20
+FULL = "free space there; copies of this node lie in $KRD_SCRATCH, by default among the temporary files"
 Version = tuple[int, int | None]  # size in bytes, time of the last change in ns
 
 
@@ -73,10 +77,11 @@ def require_folder(place: str | os.PathLike[str], what: str) -> Path:
     Raises:
         ConfigError: it is a URI.
     """
-    if is_uri(place) or ONE_SLASH.search(str(place)):
+    uri = ONE_SLASH.search(str(place))
+    if uri is not None:
         raise ConfigError(
-            f"{what} is {place}, but has to be on this machine or on a file system that all nodes mount (NFS, EFS, "
-            "Filestore); URIs are for data.dir, teacher.weights, teacher.spill_dir, the run_dir of `krd teacher` and "
+            f"{what} is {uri[1]}://{str(place)[uri.end() :]}, but has to be on this machine or on a file system that all "
+            "nodes mount (NFS, EFS, Filestore); URIs are for data.dir, teacher.weights, teacher.spill_dir, the run_dir of `krd teacher` and "
             "`krd distill`, and the folder of `krd shards`"
         )
     return Path(place).expanduser().resolve()
@@ -228,9 +233,8 @@ class Folder:
             yield
         except (OSError, pa.ArrowException) as error:
             what = self.place if name is None else join(self.place, name)
-            raise StorageError(
-                f"cannot {verb} {what}: {_first_line(error)}; {_remedy(self.place)}"
-            ) from error
+            remedy = FULL if getattr(error, "errno", None) == errno.ENOSPC else _remedy(self.place)
+            raise StorageError(f"cannot {verb} {what}: {_first_line(error)}; {remedy}") from error
 
 
 @functools.lru_cache(maxsize=256)  # a file system that is made anew asks S3 for the bucket's region each time

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from krd_ray.errors import KrdError, StorageError
@@ -20,11 +21,10 @@ from krd_ray.storage.node_copies import scratch_folder
 from krd_ray.storage.places import Folder, Version, absolute, is_uri, join, split
 
 EVERY_S = 5.0
-BUSY_FRAC = (
-    0.1  # of the time, at most, goes into keeping copies equal: growing files are written whole each time
-)
+BUSY_FRAC = 0.1  # of the time, at most, goes into keeping copies equal: a file that has grown goes as a whole
 PARTIAL = ".partial"
-LEFT = ("checkpoints", "store", "archives")  # Ray Train and the teacher's replicas read these where they lie
+# What Ray Train and the teacher's replicas read where it lies: in a run's folder, in a student's, in a teacher's.
+LEFT = ("students/*/checkpoints/*", "teacher/store/*", "checkpoints/*", "store/*", "archives/*")
 log = logging.getLogger(__name__)
 
 
@@ -33,23 +33,21 @@ class WorkingCopy:
 
     Args:
         place: path or URI.
-        skip: names of folders below that are left where they are.
+        skip: patterns of files that are left where they are, by their names relative to the folder.
     """
 
     def __init__(self, place: str, *, skip: tuple[str, ...] = LEFT) -> None:
-        self.place, self._skip = place, frozenset(skip)
+        self.place, self._skip = place, skip
         self._folder: Folder | None = None
         self.path = Path(place)
         if is_uri(place):
             self._folder = Folder.at(place)
             self.path = Path(tempfile.mkdtemp(dir=scratch_folder("work"))) / split(place)[1]
             self.path.mkdir()
-        self._here: dict[
-            str, Version
-        ] = {}  # files that are the same on both sides, their versions on this one
-        self._theirs: dict[
-            str, Version
-        ] = {}  # of them those that others write, their versions on the other side
+        # Files that are the same on both sides, by their versions on this one; and those of them that others write,
+        # by their versions on the other side.
+        self._here: dict[str, Version] = {}
+        self._theirs: dict[str, Version] = {}
         self._lock = threading.Lock()
 
     @property
@@ -136,7 +134,7 @@ class WorkingCopy:
         return found
 
     def _is_kept(self, name: str) -> bool:
-        return not name.endswith(PARTIAL) and self._skip.isdisjoint(name.split("/"))
+        return not name.endswith(PARTIAL) and not any(fnmatchcase(name, pattern) for pattern in self._skip)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from krd_ray.config import TrainConfig
 from krd_ray.config_loss import LossConfig
 from krd_ray.data.plan import EpochPlan
 from krd_ray.data.stream import Batch, ShardSet
-from krd_ray.errors import KrdError, NonFiniteLossError
+from krd_ray.errors import KrdError, NonFiniteLossError, StorageError
 from krd_ray.maths.views import ViewSpec, train_view
 from krd_ray.storage.working_copy import working_copy
 from krd_ray.teacher.client import ClientStats, TeacherClient
@@ -97,6 +97,8 @@ def train_worker(config: dict[str, Any]) -> None:
             _Worker(spec, folder, keep=copy.push).run()
         except _Stopped:
             return
+        except StorageError:  # a restart may reach the run's place again
+            raise
         except KrdError as error:
             write_json(folder.error, {"kind": type(error).__name__, "message": error.message})
             raise

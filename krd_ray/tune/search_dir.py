@@ -55,7 +55,7 @@ class SearchDir:
     root: Path
 
     def __post_init__(self) -> None:
-        require_folder(self.root, "the directory of a search")
+        require_folder(self.root, "run_dir of a search")
 
     @property
     def run(self) -> RunDir:

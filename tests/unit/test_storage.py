@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import threading
@@ -66,7 +67,10 @@ def test_password_in_a_uri_is_refused_and_not_repeated() -> None:
     "where", ["s3://bucket/search", Path("s3://bucket/search"), Path("gs://b/c").absolute()]
 )
 def test_what_needs_a_folder_says_where_uris_work(where: str | Path) -> None:
-    with pytest.raises(ConfigError, match=r"run_dir is .*URIs are for data.dir, teacher.weights"):
+    with pytest.raises(
+        ConfigError,
+        match=r"run_dir is (s3://bucket/search|gs://b/c), .*URIs are for data.dir",
+    ):
         require_folder(where, "run_dir")
 
 
@@ -111,6 +115,15 @@ def test_failed_writing_leaves_the_old_file_and_nothing_else(place: str, tmp_pat
     with writing(join(place, "a.txt")) as path:
         path.write_text("new")
     assert read(place, "a.txt") == "new"
+
+
+def test_full_disk_is_told_as_one(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fs, "copy_files", fill)
+    with pytest.raises(StorageError, match=r"No space left on device; free space there; .*KRD_SCRATCH"):
+        Folder.at(place).put(text(tmp_path / "x", ""), "a.txt")
 
 
 def test_failed_reading_leaves_no_file_here(place: str, tmp_path: Path) -> None:
@@ -228,8 +241,16 @@ def test_what_others_read_where_it_lies_is_left_there(place: str, tmp_path: Path
     with working_copy(place) as copy:
         text(copy.path / "half.json.123.partial", "{")
         text(copy.path / "teacher/store/page-0.f16", "0")
+        text(copy.path / "students/store/metrics.jsonl", "")  # a student may be called as it likes
+        text(copy.path / "students/checkpoints/metrics.jsonl", "")
         text(copy.path / "config.yaml", "seed: 0")
-    assert Folder.at(place).files().keys() == {"students/a/checkpoints/c/state.pt", "config.yaml"}
+        assert not (copy.path / "students/a").exists()
+    assert Folder.at(place).files().keys() == {
+        "students/a/checkpoints/c/state.pt",
+        "students/store/metrics.jsonl",
+        "students/checkpoints/metrics.jsonl",
+        "config.yaml",
+    }
 
 
 def test_files_go_in_the_order_of_writing(place: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,7 +189,7 @@ class Manifest(_Strict):
             ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(
-                f"cannot read {path}: {error}; check that this machine reaches it, or write it again with `krd shards`"
+                f"cannot read {path}: {error}; check that this node reaches it, or write it again with `krd shards`"
             ) from error
         try:
             return cls.model_validate_json(text)

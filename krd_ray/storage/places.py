@@ -80,9 +80,9 @@ def require_folder(place: str | os.PathLike[str], what: str) -> Path:
     uri = ONE_SLASH.search(str(place))
     if uri is not None:
         raise ConfigError(
-            f"{what} is {uri[1]}://{str(place)[uri.end() :]}, but has to be on this machine or on a file system that all "
-            "nodes mount (NFS, EFS, Filestore); URIs are for data.dir, teacher.weights, teacher.spill_dir, the run_dir of `krd teacher` and "
-            "`krd distill`, and the folder of `krd shards`"
+            f"{what} is {uri[1]}://{str(place)[uri.end() :]}, but has to be on this machine or on a file system that "
+            "all nodes mount (NFS, EFS, Filestore); URIs are for data.dir, teacher.weights, teacher.spill_dir, the "
+            "run_dir of `krd teacher` and `krd distill`, and the folder of `krd shards`"
         )
     return Path(place).expanduser().resolve()
 

@@ -17,12 +17,12 @@ from krd_ray.errors import DiskFullError
 FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
-def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Replaces a file in one step by what `write` puts into another one of the same folder.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives another file of the same folder to write to, and puts it into the place of the file when the block ends.
 
     Args:
         path: of the file; its folder is made where it is missing.
-        write: gets the path to write to and closes it again.
     Raises:
         DiskFullError: there is no room for it.
     """
@@ -30,13 +30,19 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     with naming_a_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            write(partial)
+            yield partial
             _sync(partial)
             os.replace(partial, path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Replaces a file in one step by what `write` puts into the path that it is given."""
+    with replacing(path) as partial:
+        write(partial)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

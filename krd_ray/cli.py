@@ -34,7 +34,7 @@ Settings = Annotated[
 @app.command()
 def shards(
     source: Annotated[str, typer.Argument(help="digits, cifar10, cifar100, folder, list or parquet")],
-    out: Annotated[Path, typer.Argument(help="folder to write Parquet shards and dataset.json to")],
+    out: Annotated[str, typer.Argument(help="folder or URI to write Parquet shards and dataset.json to")],
     path: Annotated[Path | None, typer.Option(help="the source's folder or Parquet file")] = None,
     test_path: Annotated[Path | None, typer.Option(help="folder or Parquet file of the test images")] = None,
     train_list: Annotated[Path | None, typer.Option(help="list: lines of `path label`")] = None,
@@ -71,8 +71,9 @@ def shards(
 ) -> None:
     """Write long-tailed Parquet shards from an image source."""
     from krd_ray.data.shard_options import ShardOptions
-    from krd_ray.data.shards import write_shards
+    from krd_ray.data.shards import write_shards_at
     from krd_ray.data.sources import SourceSpec, open_source
+    from krd_ray.storage.places import join
 
     spec = SourceSpec(
         kind=source,
@@ -100,22 +101,22 @@ def shards(
         on_bad_sample=on_bad_sample,  # type: ignore[arg-type]
         test_per_class=test_per_class,
     )
-    manifest = write_shards(open_source(spec), out, options, overwrite=overwrite)
+    manifest = write_shards_at(open_source(spec), out, options, overwrite=overwrite)
     for line in manifest.lines():
         typer.echo(line)
     for warning in manifest.warnings:
         typer.echo(f"warning: {warning}", err=True)
-    typer.echo(f"wrote {out / 'dataset.json'}")
+    typer.echo(f"wrote {join(out, 'dataset.json')}")
 
 
 @app.command()
 def teacher(
     config: ConfigPath,
     settings: Settings = None,
-    weights: Annotated[Path | None, typer.Option(help="take these weights instead of training")] = None,
-    out: Annotated[Path, typer.Option(help="with --weights: file to write")] = Path(
-        "runs/teacher.safetensors"
-    ),
+    weights: Annotated[str | None, typer.Option(help="take these weights instead of training")] = None,
+    out: Annotated[
+        str, typer.Option(help="with --weights: file or URI to write")
+    ] = "runs/teacher.safetensors",
     mean: Annotated[
         tuple[float, float, float] | None,
         typer.Option(help="with --weights: channel means it was trained with"),
@@ -141,14 +142,14 @@ def teacher(
     outcome = start_run(loaded)
     _finish(outcome, evaluate=loaded.evaluate)
     for student in loaded.students:
-        typer.echo(f"weights: {outcome.run.student(student.name).weights}")
+        typer.echo(f"weights: {outcome.run.place_of(outcome.run.student(student.name).weights)}")
 
 
 @app.command()
 def distill(
     config: Annotated[Path | None, typer.Argument(help="YAML file with the run's settings")] = None,
     settings: Settings = None,
-    resume: Annotated[Path | None, typer.Option(help="continue the unfinished students of this run")] = None,
+    resume: Annotated[str | None, typer.Option(help="continue the unfinished students of this run")] = None,
 ) -> None:
     """Train several students at once from one served teacher."""
     from krd_ray.config_io import load_config
@@ -161,7 +162,7 @@ def distill(
         if settings:
             raise ConfigError("--resume repeats the run's own config.yaml; --set does not go with it")
         outcome = resume_run(resume)
-        _finish(outcome, evaluate=load_config(outcome.run.config).evaluate)
+        _finish(outcome, evaluate=outcome.config.evaluate)
         return
     assert config is not None
     loaded = load_config(config, settings or ())
@@ -265,7 +266,7 @@ def plan(
 
 @app.command()
 def evaluate(
-    run_dir: Annotated[Path, typer.Argument(help="run directory")],
+    run_dir: Annotated[str, typer.Argument(help="run directory: folder or URI")],
     again: Annotated[bool, typer.Option(help="read the test split once more")] = False,
 ) -> None:
     """Evaluate teacher and students of a run on its balanced test split."""
@@ -276,33 +277,32 @@ def evaluate(
 
 
 @app.command()
-def report(run_dir: Annotated[Path, typer.Argument(help="directory of a run or a search")]) -> None:
+def report(
+    run_dir: Annotated[str, typer.Argument(help="directory of a run (folder or URI) or of a search")],
+) -> None:
     """Write the HTML report of a run or a search, with its pictures and their data."""
-    from krd_ray.report.page import build_report
-    from krd_ray.report.read_search import is_search
-    from krd_ray.report.search_page import build_search_report
+    from krd_ray.report.at_places import report_on
 
-    build = build_search_report if is_search(run_dir) else build_report
-    typer.echo(f"report: {build(run_dir)}")
+    typer.echo(f"report: {report_on(run_dir)}")
 
 
 @app.command()
 def compare(
-    run_dirs: Annotated[list[Path], typer.Argument(help="run directories", metavar="RUN_DIR...")],
+    run_dirs: Annotated[
+        list[str], typer.Argument(help="run directories: folders or URIs", metavar="RUN_DIR...")
+    ],
     split: Annotated[str, typer.Option(help="test: evaluation.json; val: the last val row")] = "test",
     out: Annotated[Path, typer.Option(help="folder for table, pictures and page")] = Path("runs/comparison"),
     against: Annotated[str | None, typer.Option(help="a method: differences to it, paired by seed")] = None,
 ) -> None:
     """Compare methods over models, seeds and runs: mean and spread as table, CSV and pictures."""
     from krd_ray.errors import ConfigError
-    from krd_ray.report.comparison import compare_runs
-    from krd_ray.report.comparison_page import write_comparison
+    from krd_ray.report.at_places import compare_at
     from krd_ray.report.terminal import print_methods
 
     if split not in ("test", "val"):
         raise ConfigError(f"--split is test or val, got {split}")
-    comparison = compare_runs(run_dirs, split=split, against=against)  # type: ignore[arg-type]
-    files = write_comparison(comparison, out)
+    comparison, files = compare_at(run_dirs, out, split=split, against=against)  # type: ignore[arg-type]
     print_methods(comparison)
     for path in files:
         typer.echo(f"wrote {path}")
@@ -316,7 +316,7 @@ def demo(
     from krd_ray.demo import run_demo
 
     outcome, page = run_demo(out, typer.echo)
-    _print_table(outcome.run.root)
+    _print_table(outcome.run.place)
     typer.echo(f"report: {page}")
     _fail_if_any(outcome)
 
@@ -350,14 +350,14 @@ def doctor(
 
 def _finish(outcome: Outcome, *, evaluate: bool) -> None:
     """Evaluates, reports and prints; the exit code says whether every student finished."""
-    from krd_ray.report.page import build_report
+    from krd_ray.report.at_places import report_on
     from krd_ray.train.assess import evaluate_run
 
-    root = outcome.run.root
+    place = outcome.run.place
     if evaluate and len(outcome.failed) < len(outcome.results):
-        evaluate_run(root, again=outcome.num_trained > 0)
-    _print_table(root)
-    typer.echo(f"report: {build_report(root)}")
+        evaluate_run(place, again=outcome.num_trained > 0)
+    _print_table(place)
+    typer.echo(f"report: {report_on(place)}")
     _fail_if_any(outcome)
 
 
@@ -368,14 +368,14 @@ def _fail_if_any(outcome: Outcome) -> None:
         reasons = "\n".join(f"  {result['student']}: {result['error']}" for result in outcome.failed)
         raise RunError(
             f"{len(outcome.failed)} of {len(outcome.results)} students did not finish:\n{reasons}\n"
-            f"mend the cause, then `krd distill --resume {outcome.run.root}`"
+            f"mend the cause, then `krd distill --resume {outcome.run.place}`"
         )
 
 
-def _print_table(run_dir: Path) -> None:
-    from krd_ray.report.terminal import print_headline
+def _print_table(run_dir: str) -> None:
+    from krd_ray.report.at_places import print_headline_of
 
-    print_headline(run_dir)
+    print_headline_of(run_dir)
 
 
 def main() -> None:

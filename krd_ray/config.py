@@ -26,7 +26,7 @@ METHOD = r"^[A-Za-z0-9][A-Za-z0-9_+-]{0,31}$"
 class DataConfig(Strict):
     """Where the shards are and how they are read."""
 
-    dir: str = Field(description="folder with dataset.json, written by `krd shards`")
+    dir: str = Field(description="folder or URI with dataset.json, written by `krd shards`")
     image_size: Count | None = Field(None, description="side to decode to; null: as dataset.json says")
     cache: Literal["auto", "memory", "stream"] = Field(
         "auto", description="memory: decode once into Ray's object store; stream: read shards every epoch"
@@ -59,7 +59,7 @@ class ViewsConfig(Strict):
 class TeacherConfig(Strict):
     """The served teacher: its weights, its processes, its memory."""
 
-    weights: str = Field(description="*.safetensors, or a state_dict file (*.pt, *.pth)")
+    weights: str = Field(description="*.safetensors, or a state_dict file (*.pt, *.pth); path or URI")
     model: str | None = Field(None, description="model name; null: as the safetensors file says")
     placement: Literal["actors", "in_process", "stored"] = Field(
         "actors",
@@ -78,7 +78,9 @@ class TeacherConfig(Strict):
     memory_bytes: Count = Field(1 << 30, description="target store in memory, per replica")
     disk_bytes: Annotated[int, Field(ge=0)] = Field(8 << 30, description="target store on disk, per replica")
     spill_dir: str | None = Field(
-        None, description="folder of the target store; null: <run_dir>/teacher/store"
+        None,
+        description="folder of the target store; null: <run_dir>/teacher/store; a URI with persist: where it is kept "
+        "between runs",
     )
     persist: bool = Field(
         False, description="keep the store on disk, so that a restarted teacher starts warm"
@@ -247,7 +249,7 @@ class RunConfig(Strict):
 
     name: Annotated[str, Field(pattern=NAME)]
     seed: int = 0
-    run_dir: str | None = Field(None, description="null: runs/<name>-<time>")
+    run_dir: str | None = Field(None, description="path or URI; null: runs/<name>-<time>")
     data: DataConfig
     views: ViewsConfig = ViewsConfig()
     teacher: TeacherConfig | None = None

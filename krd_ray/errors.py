@@ -29,6 +29,10 @@ class DataError(KrdError):
     """A shard, an image or a label is not what the manifest or the format promises."""
 
 
+class StorageError(KrdError):
+    """A file at a URI cannot be read or written."""
+
+
 class ShapeError(KrdError):
     """Two tensors that must agree in shape do not."""
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from krd_ray.atomic import write_text
 from krd_ray.errors import DataError
 from krd_ray.maths.longtail import ClassOrder, ValPolicy, shot_groups
+from krd_ray.storage.places import Folder, join
 
 MANIFEST_FILE = "dataset.json"
 NUM_ERRORS_SHOWN = 3
@@ -169,19 +170,20 @@ class Manifest(_Strict):
         return path
 
     @classmethod
-    def load(cls, root: Path) -> Manifest:
+    def load(cls, root: Path | str) -> Manifest:
         """Read and check `dataset.json`.
 
         Args:
-            root: folder of the shards.
+            root: folder of the shards, or its URI.
         Returns:
             The manifest, consistent in itself.
         Raises:
             DataError: missing, unreadable, not JSON, or not what this version's format asks for.
         """
-        path = root / MANIFEST_FILE
+        path = join(str(root), MANIFEST_FILE)
         try:
-            text = path.read_text(encoding="utf-8")
+            with Folder.at(root).open(MANIFEST_FILE) as file:
+                text = file.read().decode("utf-8")
         except FileNotFoundError as error:
             raise DataError(
                 f"no {MANIFEST_FILE} in {root}: it is written last, so this is either no folder of shards "
@@ -189,7 +191,9 @@ class Manifest(_Strict):
                 "whose writing was interrupted; write it with `krd shards`"
             ) from error
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"cannot read {path}: {error}; write it again with `krd shards`") from error
+            raise DataError(
+                f"cannot read {path}: {error}; check that this node reaches it, or write it again with `krd shards`"
+            ) from error
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:

@@ -33,8 +33,10 @@ from krd_ray.data.source_contract import Source, check_labels
 from krd_ray.data.verify import verify_dataset
 from krd_ray.errors import DataError
 from krd_ray.maths.longtail import IntArray
+from krd_ray.storage.places import absolute
+from krd_ray.storage.working_copy import WorkingCopy
 
-__all__ = ["OnBadSample", "ShardOptions", "write_shards"]
+__all__ = ["OnBadSample", "ShardOptions", "write_shards", "write_shards_at"]
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +115,34 @@ def write_shards(
             f"cannot write shards to {out_dir}: {error}; free space or choose another folder "
             f"(what is unfinished there is removed by the next call)"
         ) from error
+    return manifest
+
+
+def write_shards_at(
+    source: Source, place: str, options: ShardOptions, *, overwrite: bool = False
+) -> Manifest:
+    """Write shards as `write_shards` does, to a folder or to a URI.
+
+    For a URI they are written on this node first and then copied there, the manifest last; what lies there already
+    is brought here to be verified.
+
+    Args:
+        source, options, overwrite: as for `write_shards`.
+        place: folder or URI.
+    Returns:
+        The manifest.
+    Raises:
+        DataError, ConfigError: as `write_shards`.
+        StorageError: the URI cannot be read or written.
+    """
+    copy = WorkingCopy(absolute(place), skip=(f"{PARTIAL_FOLDER}/*",))
+    try:
+        copy.pull()
+        with copy.errors_named():
+            manifest = write_shards(source, copy.path, options, overwrite=overwrite)
+        copy.push()
+    finally:
+        copy.discard()
     return manifest
 
 

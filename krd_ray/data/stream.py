@@ -26,6 +26,8 @@ from krd_ray.data.plan import EpochPlan, IntArray, Piece, Repeats, eval_plan, sh
 from krd_ray.data.remote_errors import unwrapped
 from krd_ray.errors import DataError
 from krd_ray.maths.samplers import view_of_copy
+from krd_ray.storage.node_copies import node_file
+from krd_ray.storage.places import Folder, join
 
 READ_CPUS = 0.25
 
@@ -48,7 +50,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """One split of a dataset as a worker sees it; `blocks` are its decoded chunks in the object store."""
+    """One split of a dataset as a worker sees it; `blocks` are its decoded chunks in the object store.
+
+    `root` is the folder of the shards, or its URI; a node that reads images of a shard at a URI copies it once.
+    """
 
     root: str
     files: tuple[str, ...]
@@ -57,9 +62,10 @@ class ShardSet:
     side: int
     encoded: bool
     blocks: tuple[Any, ...] | None = None
+    checksums: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, root: Path, manifest: Manifest, split: str, *, side: int | None = None) -> ShardSet:
+    def open(cls, root: Path | str, manifest: Manifest, split: str, *, side: int | None = None) -> ShardSet:
         """Describes a split by its manifest; nothing is read.
 
         Raises:
@@ -84,6 +90,7 @@ class ShardSet:
             chunk_rows=tuple(rows for shard in shards for rows in shard.row_groups),
             side=chosen,
             encoded=encoded,
+            checksums=tuple(shard.sha256 for shard in shards for _ in shard.row_groups),
         )
 
     @property
@@ -163,7 +170,16 @@ def labels_of(shards: ShardSet) -> npt.NDArray[np.int64]:
 
 def _column(shards: ShardSet, name: str) -> npt.NDArray[np.int64]:
     files = list(dict.fromkeys(shards.files))
-    tables = [pq.read_table(Path(shards.root) / file, columns=[name]) for file in files]
+    folder = Folder.at(shards.root)
+    tables = []
+    for file in files:
+        try:
+            with folder.open(file) as content:
+                tables.append(pq.read_table(content, columns=[name]))
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(
+                f"{join(shards.root, file)}: cannot be read ({error}); copy it there again"
+            ) from error
     return np.asarray(pa.concat_tables(tables)[name].to_numpy(), np.int64)
 
 
@@ -291,9 +307,10 @@ def _dataset(shards: ShardSet, pieces: Sequence[Piece]) -> Any:
 def read_piece(shards: ShardSet, piece: Piece) -> list[pa.Table]:
     """Reads one row group, decodes it if need be and cuts the rows out; runs in a Ray task."""
     file = shards.files[piece.chunk]
-    where = f"{Path(shards.root) / file}, row group {shards.file_groups[piece.chunk]}"
+    place = join(shards.root, file)
+    where = f"{place}, row group {shards.file_groups[piece.chunk]}"
     try:
-        with pq.ParquetFile(Path(shards.root) / file) as parquet:
+        with pq.ParquetFile(node_file(place, sha256=shards.checksums[piece.chunk])) as parquet:
             table = parquet.read_row_group(
                 shards.file_groups[piece.chunk], columns=["sample_id", "label", "image"]
             )

@@ -16,18 +16,21 @@ from krd_ray.data.manifest import ImageSpec, Manifest, ShardRecord, SplitRecord
 from krd_ray.data.shard_spill import hash_file, shard_schema
 from krd_ray.errors import DataError
 from krd_ray.maths.longtail import IntArray
+from krd_ray.storage.node_copies import node_file
+from krd_ray.storage.places import Folder, Version, join
 
 ADVICE = "write the shards again with `krd shards`, overwriting them"
 
 
-def verify_dataset(root: Path, *, full: bool) -> Manifest:
+def verify_dataset(root: Path | str, *, full: bool) -> Manifest:
     """Compare a folder of shards with its manifest.
 
     Always: the manifest, class counts, and per shard existence, size, footer, columns and row groups; a few
-    milliseconds per shard. Full: also reads every file for labels, ids, missing images and the checksum.
+    milliseconds per shard. Full: also reads every file for labels, ids, missing images and the checksum; files at a
+    URI are copied to this node for that.
 
     Args:
-        root: folder with `dataset.json`.
+        root: folder with `dataset.json`, or its URI.
         full: read the files' contents too.
     Returns:
         The manifest.
@@ -36,11 +39,13 @@ def verify_dataset(root: Path, *, full: bool) -> Manifest:
     """
     manifest = Manifest.load(root)
     _verify_classes(manifest)
+    folder = Folder.at(root)
+    found = folder.files()
     for split in manifest.splits.values():
         for shard in split.shards:
-            _verify_structure(root, shard, manifest.image)
+            _verify_structure(folder, found, shard, manifest.image)
     if full:
-        _verify_content(root, manifest)
+        _verify_content(str(root), manifest)
     return manifest
 
 
@@ -54,11 +59,12 @@ def _verify_classes(manifest: Manifest) -> None:
             )
 
 
-def _verify_structure(root: Path, shard: ShardRecord, image: ImageSpec) -> None:
-    path = root / shard.file
-    if not path.is_file():
-        raise DataError(f"shard {shard.file} is missing from {root}: copy it there, or {ADVICE}")
-    num_bytes = path.stat().st_size
+def _verify_structure(
+    folder: Folder, found: dict[str, Version], shard: ShardRecord, image: ImageSpec
+) -> None:
+    if shard.file not in found:
+        raise DataError(f"shard {shard.file} is missing from {folder.place}: copy it there, or {ADVICE}")
+    num_bytes, _ = found[shard.file]
     if num_bytes != shard.num_bytes:
         raise DataError(
             f"shard {shard.file} has {num_bytes} bytes, the manifest says {shard.num_bytes}: it was "
@@ -66,7 +72,7 @@ def _verify_structure(root: Path, shard: ShardRecord, image: ImageSpec) -> None:
             f"replaced; copy it again, or {ADVICE}"
         )
     try:
-        with pq.ParquetFile(path) as file:
+        with folder.open(shard.file) as content, pq.ParquetFile(content) as file:
             schema, metadata = file.schema_arrow, file.metadata
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"shard {shard.file} has no readable Parquet footer: {error}; {ADVICE}") from error
@@ -91,7 +97,7 @@ def _verify_structure(root: Path, shard: ShardRecord, image: ImageSpec) -> None:
         )
 
 
-def _verify_content(root: Path, manifest: Manifest) -> None:
+def _verify_content(root: str, manifest: Manifest) -> None:
     """Contents first, checksum after: the message that tells more wins."""
     ids: list[IntArray] = []
     shards: list[ShardRecord] = []
@@ -107,7 +113,7 @@ def _verify_content(root: Path, manifest: Manifest) -> None:
     _verify_unique(shards, ids)
     for split in manifest.splits.values():
         for shard in split.shards:
-            _, sha256 = hash_file(root / shard.file)
+            _, sha256 = hash_file(_here(root, shard))
             if sha256 != shard.sha256:
                 raise DataError(
                     f"shard {shard.file} has another checksum than the manifest: its content changed; copy "
@@ -116,13 +122,17 @@ def _verify_content(root: Path, manifest: Manifest) -> None:
                 )
 
 
-def _read_shard(root: Path, shard: ShardRecord) -> tuple[IntArray, IntArray]:
+def _here(root: str, shard: ShardRecord) -> Path:
+    return node_file(join(root, shard.file), sha256=shard.sha256)
+
+
+def _read_shard(root: str, shard: ShardRecord) -> tuple[IntArray, IntArray]:
     """sample_id [n] and label [n] of one shard, with a look at every image cell, one row group at a time."""
     ids: list[IntArray] = []
     labels: list[IntArray] = []
     start = 0
     try:
-        with pq.ParquetFile(root / shard.file) as file:
+        with pq.ParquetFile(_here(root, shard)) as file:
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, columns=["sample_id", "label", "image"])
                 _verify_cells(shard, table, start)

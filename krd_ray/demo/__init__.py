@@ -15,6 +15,7 @@ from krd_ray.data.shard_options import ShardOptions
 from krd_ray.data.shards import write_shards
 from krd_ray.data.sources import SourceSpec, open_source
 from krd_ray.report.page import build_report
+from krd_ray.storage.places import require_folder
 from krd_ray.train.assess import evaluate_run
 from krd_ray.train.cluster import connected
 from krd_ray.train.run import Outcome, start_run
@@ -41,7 +42,7 @@ def demo_config(name: str, shards: Path, out: Path) -> RunConfig:
 
 def run_demo(out: Path, say: Callable[[str], None]) -> tuple[Outcome, Path]:
     """Runs the demo below `out` and returns the students' outcome and the report's path."""
-    out = out.expanduser().resolve()
+    out = require_folder(out, "--out")
     this_time = out / time.strftime("%Y%m%d-%H%M%S")
     manifest = write_shards(open_source(SourceSpec(kind="digits")), out / "shards", OPTIONS)
     sizes = ", ".join(f"{group} {size}" for group, size in manifest.group_sizes().items())

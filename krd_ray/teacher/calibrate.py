@@ -16,10 +16,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from krd_ray.atomic import write_file
 from krd_ray.data.stream import Batch
 from krd_ray.errors import TeacherError
 from krd_ray.maths.calibration import Calibration
+from krd_ray.storage.node_copies import exists, node_file, writing
 from krd_ray.teacher.forward import TeacherForward
 
 
@@ -79,17 +79,18 @@ def calibration_from(parts: Sequence[ClassSums], class_counts: Sequence[int]) ->
     return Calibration.from_means(means, torch.tensor(list(class_counts))), total.accuracy
 
 
-def save_calibration(calibration: Calibration, teacher_hash: str, accuracy: float, path: Path) -> None:
+def save_calibration(calibration: Calibration, teacher_hash: str, accuracy: float, place: str | Path) -> None:
     """Writes the calibration beside the run, atomically, so that a restarted replica need not repeat the pass."""
     header = {"krd_ray": json.dumps({"teacher_hash": teacher_hash, "accuracy": accuracy})}
-    tensors = {key: value.contiguous() for key, value in calibration.to_dict().items()}
-    write_file(path, lambda partial: save_file(tensors, partial, header))
+    with writing(str(place)) as path:
+        save_file({key: value.contiguous() for key, value in calibration.to_dict().items()}, path, header)
 
 
-def load_calibration(path: Path, teacher_hash: str) -> tuple[Calibration, float] | None:
+def load_calibration(place: str | Path, teacher_hash: str) -> tuple[Calibration, float] | None:
     """Returns the calibration of exactly this teacher, or None where there is none."""
-    if not path.is_file():
+    if not exists(str(place)):
         return None
+    path = node_file(str(place))
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["krd_ray"])
     if header["teacher_hash"] != teacher_hash:

@@ -8,19 +8,19 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import ray
 
-from krd_ray.atomic import write_text
 from krd_ray.config import Resources
 from krd_ray.config_resources import SoftStrategy
 from krd_ray.data.remote_errors import own_error, unwrapped
 from krd_ray.data.stream import ShardSet
 from krd_ray.errors import TeacherError
+from krd_ray.storage.node_copies import writing
+from krd_ray.storage.places import join
 from krd_ray.teacher.replica import Replica, TeacherInfo
 from krd_ray.teacher.spec import TeacherSpec
 
@@ -96,6 +96,14 @@ class TeacherGroup:
         """Returns the counters of each replica's present process."""
         return _get_all([replica.stats.remote() for replica in self.replicas])
 
+    def publish(self) -> None:
+        """Takes persistent stores to their URI.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        _get_all([replica.publish.remote() for replica in self.replicas])
+
     def close(self) -> None:
         """Writes the last statistics, frees the stores and ends the processes, even those that no longer answer."""
         try:
@@ -127,8 +135,8 @@ class TeacherGroup:
             "replica_disagreement_frac": agreement,
             "replicas": [{"pid": info.pid, "device": info.device, "node": info.node} for info in infos],
         }
-        path = Path(self._specs[0].run_dir) / "selftest.json"
-        write_text(path, json.dumps(record, indent=2) + "\n")
+        with writing(join(self._specs[0].run_dir, "selftest.json")) as path:
+            path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _actor_class(resources: Resources, strategy: SoftStrategy, num_callers: int) -> Any:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import ray
 
 from krd_ray.data.stream import sample_ids_of
 from krd_ray.errors import TeacherError
+from krd_ray.storage.places import join
 from krd_ray.teacher.answers import Answers
 from krd_ray.teacher.calibrate import load_calibration
 from krd_ray.teacher.engine import Images
@@ -105,7 +105,7 @@ class StorePort:
         width = len(spec.class_counts) + feature_dim
         self._read = StoreReader(spec, teacher_hash, replica, sample_ids_of(spec.shards), width)
         self._answers = Answers(teacher_hash, spec.class_counts, incarnation=0, priors=spec.priors)
-        found = load_calibration(Path(spec.calibration), teacher_hash)
+        found = load_calibration(spec.calibration, teacher_hash)
         if found is None:
             raise TeacherError(f"{spec.calibration} is missing; run `krd targets CONFIG`, which writes it")
         self._answers.calibrate(found[0])
@@ -186,6 +186,6 @@ class TeacherLink:
             num_replicas=1,
             known_as=name,
             owns_process=False,
-            store_dir=str(Path(self.spec.store_dir) / name),
+            store_dir=join(self.spec.store_dir, name),
         )
         return [LocalPort(own)]

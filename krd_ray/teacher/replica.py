@@ -10,8 +10,8 @@ import functools
 import os
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ import torch
 from krd_ray.data.pixels import CachedPixels
 from krd_ray.data.stream import ShardSet, eval_batches, sample_ids_of
 from krd_ray.maths.calibration import Calibration
+from krd_ray.storage.working_copy import working_copy
 from krd_ray.teacher.answers import Answers
 from krd_ray.teacher.calibrate import (
     ClassSums,
@@ -37,6 +38,7 @@ from krd_ray.teacher.messages import Pixels, SoftTargets, TargetRequest
 from krd_ray.teacher.spec import TeacherSpec, load_teacher, store_folder, store_key
 from krd_ray.teacher.stats import StatsLog
 from krd_ray.teacher.store import IntArray, TargetStore, lock_folder
+from krd_ray.teacher.store_archive import fetch_store, publish_store
 
 FETCH_TIMEOUT_S = 15.0  # a student's node that stalls gives up its claims then; others bring their own pixels
 
@@ -72,7 +74,9 @@ class Replica:
             bf16=spec.precision == "bf16",
             micro_batch=spec.micro_batch,
         )
-        self._log = StatsLog(Path(spec.run_dir), spec.name, is_actor=spec.owns_process)
+        self._records = ExitStack()
+        folder = self._records.enter_context(working_copy(spec.run_dir)).path
+        self._log = StatsLog(folder, spec.name, is_actor=spec.owns_process)
         self._answers = Answers(
             self._teacher.teacher_hash,
             spec.class_counts,
@@ -80,12 +84,13 @@ class Replica:
             priors=spec.priors,
         )
         self._accuracy: float | None = None
-        found = load_calibration(Path(spec.calibration), self._teacher.teacher_hash)
+        found = load_calibration(spec.calibration, self._teacher.teacher_hash)
         if found is not None:
             self._take(*found)
         ids = sample_ids_of(spec.shards)
         cached = spec.shards.blocks is not None
         self._pixels = CachedPixels(spec.shards, ids, timeout_s=FETCH_TIMEOUT_S) if cached else None
+        self._published = 0  # forwards of which the store's place knows
         self._engine = self._start_engine(ids)
         self._log.write("start", EngineStats())
 
@@ -121,8 +126,7 @@ class Replica:
         calibration, accuracy = calibration_from(parts, self._spec.class_counts)
         self._take(calibration, accuracy)
         if self._spec.replica == 0:
-            path = Path(self._spec.calibration)
-            save_calibration(calibration, self._teacher.teacher_hash, accuracy, path)
+            save_calibration(calibration, self._teacher.teacher_hash, accuracy, self._spec.calibration)
         return accuracy
 
     def probe(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -174,12 +178,25 @@ class Replica:
         self._log.write("stats", stats)
         return asdict(stats)
 
+    def publish(self) -> None:
+        """Takes a persistent store whose place is a URI there, if anything has been computed since.
+
+        Raises:
+            StorageError: the URI cannot be written; the store stays on this node.
+        """
+        forwards = self._engine.stats().forwards
+        if forwards > self._published:
+            publish_store(self._spec, self._teacher.teacher_hash)
+            self._published = forwards
+
     def close(self) -> dict[str, Any]:
         """Stops the engine, writes the last statistics and frees the store."""
         self._engine.close()
         stats = self.stats()
+        self.publish()
         self._store.close()
         self._lock.close()
+        self._records.close()
         return stats
 
     def _take(self, calibration: Calibration, accuracy: float) -> None:
@@ -203,6 +220,7 @@ class Replica:
         width = len(spec.class_counts) + self._teacher.feature_dim
         folder = store_folder(spec, teacher_hash, spec.replica)
         self._lock = lock_folder(folder)
+        fetch_store(spec, teacher_hash, spec.replica)
         self._store = TargetStore(
             folder,
             store_key(spec, teacher_hash),

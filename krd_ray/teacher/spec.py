@@ -16,6 +16,7 @@ from krd_ray.data.stream import ShardSet
 from krd_ray.maths.priors import PriorKind
 from krd_ray.maths.views import ViewSpec
 from krd_ray.models.outputs import feature_dim_of
+from krd_ray.storage.node_copies import node_folder
 from krd_ray.teacher.weights import ModelCard, hash_state, load_model
 
 
@@ -24,7 +25,7 @@ class TeacherSpec:
     """All that a replica needs to start, and to start again after a crash; picklable and small.
 
     Args:
-        weights, model: as in the config; absolute path.
+        weights, model: as in the config; absolute path, or URI.
         view: what the students see.
         shards: the training split; with cached blocks, a replica looks pixels up by itself.
         dataset_hash: content hash of the shards; answers kept from other images are not used.
@@ -32,9 +33,10 @@ class TeacherSpec:
         replica, num_replicas: which share of the samples this process is the home of.
         micro_batch, queue_rows, memory_bytes, disk_bytes, persist, precision, num_threads: as in the config.
         device: `cpu` or `cuda`.
-        store_dir: folder of the target store; local to the node for speed.
-        run_dir: the run's `teacher` folder, for statistics and the self-test.
-        calibration: file of the calibration pass; one of another teacher is made again.
+        store_dir: folder of the target store; local to the node for speed. For a URI each replica has a folder on its
+            node, and a persistent store is kept at the URI between runs.
+        run_dir: the run's `teacher` folder, for statistics and the self-test; path or URI.
+        calibration: file of the calibration pass, path or URI; one of another teacher is made again.
         priors: kinds of balanced priors that students will ask for; found at start, not in the first request.
         known_as: name in the statistics.
         owns_process: False for a replica inside a student's process, whose CPU time the student counts.
@@ -96,7 +98,7 @@ def load_teacher(spec: TeacherSpec) -> LoadedTeacher:
         ConfigError: no model of that name.
     """
     net, card = load_model(
-        Path(spec.weights), model=spec.model, num_classes=len(spec.class_counts), image_size=spec.view.side
+        spec.weights, model=spec.model, num_classes=len(spec.class_counts), image_size=spec.view.side
     )
     model = spec.model or (card.model if card else "")
     teacher_hash = hash_state(
@@ -117,8 +119,8 @@ def store_key(spec: TeacherSpec, teacher_hash: str) -> str:
 
 
 def store_folder(spec: TeacherSpec, teacher_hash: str, replica: int) -> Path:
-    """Returns the folder of one replica's store."""
-    return Path(spec.store_dir) / f"replica-{replica}-{store_key(spec, teacher_hash)[:16]}"
+    """Returns the folder of one replica's store on this node."""
+    return node_folder(spec.store_dir) / f"replica-{replica}-{store_key(spec, teacher_hash)[:16]}"
 
 
 def threads_for(num_cpus: float, chosen: int | None) -> int:

@@ -55,6 +55,7 @@ class StatsLog:
     """
 
     def __init__(self, folder: Path, name: str | int, *, is_actor: bool = True) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / f"stats-{name}.jsonl").open("a", encoding="utf-8")
         self._name, self._lock = name, threading.Lock()
         self._written = self._shown = time.monotonic()

@@ -17,6 +17,7 @@ from krd_ray.teacher.homes import home_of
 from krd_ray.teacher.pairs import Pairs, read_pairs
 from krd_ray.teacher.spec import TeacherSpec, store_folder, store_key
 from krd_ray.teacher.store import NEVER, IntArray, RowArray, copy_rows, positions_of
+from krd_ray.teacher.store_archive import fetch_store
 
 OPEN_PAGES = 1024
 
@@ -37,6 +38,7 @@ class StoreReader:
     def __init__(
         self, spec: TeacherSpec, teacher_hash: str, replica: int, sample_ids: IntArray, width: int
     ) -> None:
+        fetch_store(spec, teacher_hash, replica)
         self._folder, self._width = store_folder(spec, teacher_hash, replica), width
         path = self._folder / "store.json"
         layout = json.loads(path.read_text()) if path.is_file() else {}

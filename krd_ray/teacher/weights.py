@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from krd_ray.atomic import write_file
 from krd_ray.errors import TeacherError
 from krd_ray.models.outputs import Classifier
 from krd_ray.models.registry import build_model
 from krd_ray.models.torchvision_nets import rename_torchvision_keys
+from krd_ray.storage.node_copies import node_file, writing
 
 CARD_KEY = "krd_ray"
 
@@ -48,19 +48,21 @@ class ModelCard:
     val_balanced: float | None = None
 
 
-def save_weights(state: dict[str, Tensor], card: ModelCard, path: Path) -> None:
-    """Writes weights and card as one safetensors file, atomically."""
+def save_weights(state: dict[str, Tensor], card: ModelCard, place: Path | str) -> None:
+    """Writes weights and card as one safetensors file, atomically; to a path or a URI."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    card_text = json.dumps(asdict(card))
-    write_file(path, lambda partial: save_file(tensors, partial, metadata={CARD_KEY: card_text}))
+    with writing(str(place)) as path:
+        save_file(tensors, path, metadata={CARD_KEY: json.dumps(asdict(card))})
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelCard | None]:
-    """Reads a safetensors file, or a state_dict file with `weights_only=True`.
+def read_weights(place: Path | str) -> tuple[dict[str, Tensor], ModelCard | None]:
+    """Reads a safetensors file, or a state_dict file with `weights_only=True`, from a path or a URI.
 
     Raises:
+        StorageError: the URI cannot be read.
         TeacherError: no such file, not a weights file, or it holds more than tensors.
     """
+    path = node_file(str(place))
     if not path.is_file():
         raise TeacherError(f"teacher.weights: {path} does not exist; train one with `krd teacher CONFIG`")
     if path.suffix == ".safetensors":
@@ -85,12 +87,12 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelCard | None]:
 
 
 def load_model(
-    path: Path, *, model: str | None, num_classes: int, image_size: int
+    path: Path | str, *, model: str | None, num_classes: int, image_size: int
 ) -> tuple[nn.Module, ModelCard | None]:
     """Builds the model and loads its weights; every tensor must fit.
 
     Args:
-        path: weights file.
+        path: weights file, or its URI.
         model: registry name; None takes the name from the file's card.
         num_classes: C of the dataset.
         image_size: side of the views.
@@ -149,7 +151,7 @@ def _parse_card(card: str, path: Path) -> ModelCard:
         ) from error
 
 
-def _load_exactly(net: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:
+def _load_exactly(net: nn.Module, state: dict[str, Tensor], path: Path | str, name: str) -> None:
     wanted = {key: tuple(value.shape) for key, value in net.state_dict().items()}
     given = {key: tuple(value.shape) for key, value in state.items()}
     missing = sorted(wanted.keys() - given.keys())

@@ -16,14 +16,14 @@ from krd_ray.errors import DataError, RunError
 from krd_ray.train.cluster import connected
 from krd_ray.train.evaluate import evaluate_and_time
 from krd_ray.train.prepare import Prepared, prepare
-from krd_ray.train.rundir import RunDir, read_json, write_json
+from krd_ray.train.rundir import RunDir, open_run, read_json, write_json
 
 
-def evaluate_run(folder: Path, *, again: bool = False) -> dict[str, Any]:
+def evaluate_run(place: str | Path, *, again: bool = False) -> dict[str, Any]:
     """Evaluates a run on the test split and writes evaluation.json; a second call returns what the first wrote.
 
     Args:
-        folder: run directory.
+        place: path or URI of the run directory.
         again: read the test split once more, for a run whose weights have changed (a resumed one).
     Returns:
         The content of evaluation.json.
@@ -31,7 +31,11 @@ def evaluate_run(folder: Path, *, again: bool = False) -> dict[str, Any]:
         RunError: no student has finished.
         DataError: the dataset has no test split.
     """
-    run = RunDir(folder.expanduser().resolve())
+    with open_run(place) as run:
+        return _evaluate(run, again=again)
+
+
+def _evaluate(run: RunDir, *, again: bool) -> dict[str, Any]:
     run.require()
     if run.evaluation.is_file() and not again:
         return dict(read_json(run.evaluation))
@@ -39,7 +43,7 @@ def evaluate_run(folder: Path, *, again: bool = False) -> dict[str, Any]:
     models = _models(prepared, run)
     if "test" not in prepared.manifest.splits:
         raise DataError(f"{prepared.config.data.dir} has no test split to evaluate on")
-    test = ShardSet.open(Path(prepared.config.data.dir), prepared.manifest, "test", side=prepared.train.side)
+    test = ShardSet.open(prepared.config.data.dir, prepared.manifest, "test", side=prepared.train.side)
     with connected(prepared.config.ray):
         num_gpus = _gpus(prepared)
         remote: Any = ray.remote(num_cpus=0.25, num_gpus=num_gpus)
@@ -62,12 +66,12 @@ def evaluate_run(folder: Path, *, again: bool = False) -> dict[str, Any]:
 def _models(prepared: Prepared, run: RunDir) -> dict[str, dict[str, Any]]:
     config = prepared.config
     finished = {
-        student.name: {"weights": str(run.student(student.name).weights), "model": student.model}
+        student.name: {"weights": run.place_of(run.student(student.name).weights), "model": student.model}
         for student in config.students
         if run.student(student.name).weights.is_file()
     }
     if not finished:
-        raise RunError(f"{run.root}: no student has finished, there is nothing to evaluate")
+        raise RunError(f"{run.place}: no student has finished, there is nothing to evaluate")
     if config.teacher is None:
         return finished
     return {"teacher": {"weights": config.teacher.weights, "model": config.teacher.model}, **finished}

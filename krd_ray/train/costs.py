@@ -10,7 +10,6 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -201,7 +200,7 @@ def _teacher_cost(prepared: Prepared, seconds: float, say: Callable[[str], None]
     assert config is not None
     num_classes = len(prepared.class_counts)
     net, card = load_model(
-        Path(config.weights), model=config.model, num_classes=num_classes, image_size=prepared.view.side
+        config.weights, model=config.model, num_classes=num_classes, image_size=prepared.view.side
     )
     device = _device_of(config.resources)
     say(f"measuring the teacher, {config.model or (card.model if card else '')}, on {device}")

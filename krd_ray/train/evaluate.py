@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -121,7 +120,7 @@ def evaluate_and_time(
 def _load(entry: dict[str, Any], view: ViewSpec, num_classes: int) -> tuple[nn.Module, str, ViewSpec]:
     """The model of a weights file, its name, and the view in the normalisation it was trained with."""
     net, card = load_model(
-        Path(entry["weights"]), model=entry["model"], num_classes=num_classes, image_size=view.side
+        entry["weights"], model=entry["model"], num_classes=num_classes, image_size=view.side
     )
     name = entry["model"] or (card.model if card else "")
     return net, name, replace(view, mean=card.mean, std=card.std) if card else view

@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from krd_ray.config import RunConfig, TeacherConfig
 from krd_ray.data.stream import cache_blocks
 from krd_ray.errors import ConfigError, ResourceError
+from krd_ray.storage.places import absolute
 from krd_ray.train.cluster import connected, fits_cache, living_nodes
 from krd_ray.train.places import check_resources, demands_of
 from krd_ray.train.prepare import Prepared, prepare
@@ -33,7 +33,7 @@ class Filled:
         seconds: from the first forward to the last.
     """
 
-    store_dir: Path
+    store_dir: str
     views: int
     rows: int
     forwards: int
@@ -81,8 +81,7 @@ def _checked(config: RunConfig) -> TeacherConfig:
 
 
 def _fill(prepared: Prepared, teacher: TeacherConfig, say: Callable[[str], None]) -> Filled:
-    store = Path(str(teacher.spill_dir)).expanduser().resolve()
-    store.mkdir(parents=True, exist_ok=True)
+    store = absolute(str(teacher.spill_dir))
     cycle = prepared.config.views.cycle
     assert cycle is not None
     group = open_group(prepared, teacher_specs(prepared, store, store), num_callers=1)
@@ -96,6 +95,7 @@ def _fill(prepared: Prepared, teacher: TeacherConfig, say: Callable[[str], None]
         seconds = time.perf_counter() - started
         _check_held(group.rows_held(range(cycle)), rows, teacher)
         stats = group.stats()
+        group.publish()
     except BaseException:
         group.kill()
         raise

@@ -13,6 +13,7 @@ import ray
 
 from krd_ray.config import RunConfig
 from krd_ray.errors import ConfigError
+from krd_ray.storage.places import absolute
 from krd_ray.teacher.weights import ModelCard, load_model, save_weights
 from krd_ray.train.cluster import connected
 from krd_ray.train.evaluate import evaluate_models
@@ -22,14 +23,19 @@ Channels = tuple[float, float, float]
 
 
 def import_teacher(
-    config: RunConfig, weights: Path, out: Path, *, mean: Channels | None = None, std: Channels | None = None
+    config: RunConfig,
+    weights: Path | str,
+    out: Path | str,
+    *,
+    mean: Channels | None = None,
+    std: Channels | None = None,
 ) -> ModelCard:
     """Writes `weights` as safetensors with a card, for the model of the config's only student.
 
     Args:
         config: with `teacher: null` and exactly one student, which names the model.
-        weights: safetensors, or a state_dict file.
-        out: where to write.
+        weights: safetensors, or a state_dict file; path or URI.
+        out: where to write; path or URI.
         mean, std: channel normalisation the weights were trained with, in [0, 1] units; None takes what the file's
             own card says, else the dataset's.
     Returns:
@@ -53,16 +59,16 @@ def import_teacher(
         dataset=prepared.manifest.content_hash,
     )
     save_weights(net.state_dict(), card, out)
-    card = replace(card, val_balanced=_accuracy(prepared, model, out))
+    card = replace(card, val_balanced=_accuracy(prepared, model, absolute(out)))
     save_weights(net.state_dict(), card, out)
     return card
 
 
-def _accuracy(prepared: Prepared, model: str, weights: Path) -> float | None:
+def _accuracy(prepared: Prepared, model: str, weights: str) -> float | None:
     """Macro accuracy of the written file on the val split, on the CPU; None without one."""
     if prepared.val is None:
         return None
-    models = {"imported": {"weights": str(weights.resolve()), "model": model}}
+    models = {"imported": {"weights": weights, "model": model}}
     with connected(prepared.config.ray):
         remote: Any = ray.remote(num_cpus=0.25)
         results = ray.get(

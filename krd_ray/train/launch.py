@@ -7,8 +7,6 @@ second. Several workers are a Ray Train worker group. The function they run is t
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import ray
 import ray.exceptions
 import ray.train
@@ -17,12 +15,11 @@ from ray.train.torch import TorchTrainer
 
 from krd_ray.config import Resources
 from krd_ray.config_resources import Strategy
-from krd_ray.errors import KrdError
+from krd_ray.errors import KrdError, StorageError
+from krd_ray.storage.places import Folder
 from krd_ray.train.loop import WorkerSpec, train_worker
 from krd_ray.train.process_group import NodeProcessGroup
-from krd_ray.train.rundir import StudentDir
-
-OF_RAY_TRAIN = "ray_train"  # folder of what Ray Train itself writes about a group
+from krd_ray.train.rundir import OF_RAY_TRAIN
 
 
 @ray.remote
@@ -30,15 +27,10 @@ class TrainWorker:
     """The process of a student that has one worker."""
 
     def train(self, spec: WorkerSpec) -> None:
-        """Trains to the end. What a restart would only repeat stands in the student's error.json by then."""
-        trainer = TorchTrainer(
+        """Trains to the end."""
+        TorchTrainer(
             train_worker, train_loop_config={"spec": spec}, scaling_config=ScalingConfig(num_workers=0)
-        )
-        try:
-            trainer.fit()
-        except KrdError:
-            if not StudentDir(Path(spec.folder)).error.exists():  # no room for it
-                raise
+        ).fit()
 
 
 def train_student(
@@ -63,13 +55,17 @@ def train_student(
 
 
 def _train_alone(spec: WorkerSpec, resources: Resources, strategy: Strategy, max_failures: int) -> None:
-    """Every attempt gets a process of its own: after a failure on a GPU the old one may be of no more use."""
+    """Every attempt gets a process of its own: after a failure on a GPU the old one may be of no more use.
+
+    An error of ours would only happen again, unless the run's place could not be reached.
+    """
     for failures_left in range(max_failures, -1, -1):
         worker = TrainWorker.options(**resources.actor_options(strategy)).remote()  # type: ignore[attr-defined]
         try:
             ray.get(worker.train.remote(spec))
         except ray.exceptions.RayError as error:
-            if failures_left == 0 or isinstance(getattr(error, "cause", None), KrdError):
+            cause = getattr(error, "cause", None)
+            if failures_left == 0 or (isinstance(cause, KrdError) and not isinstance(cause, StorageError)):
                 raise
         else:
             return
@@ -81,6 +77,7 @@ def _train_group(
     spec: WorkerSpec, workers: int, resources: Resources, strategy: Strategy, max_failures: int
 ) -> None:
     gpu = resources.num_gpus > 0
+    place = Folder.at(spec.place or spec.folder)
     TorchTrainer(
         train_worker,
         train_loop_config={"spec": spec},
@@ -94,7 +91,8 @@ def _train_group(
         torch_config=NodeProcessGroup(backend="nccl" if gpu else "gloo"),
         run_config=RunConfig(
             name=OF_RAY_TRAIN,
-            storage_path=spec.folder,
+            storage_path=place.path,
+            storage_filesystem=place.system,
             failure_config=FailureConfig(max_failures=max_failures),
         ),
     ).fit()

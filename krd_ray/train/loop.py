@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,10 @@ from torch import nn
 from krd_ray.config import TrainConfig
 from krd_ray.config_loss import LossConfig
 from krd_ray.data.stream import Batch, ShardSet
-from krd_ray.errors import KrdError, NonFiniteLossError, RunError
+from krd_ray.errors import KrdError, NonFiniteLossError, RunError, StorageError
 from krd_ray.maths.transfer import on_device
 from krd_ray.maths.views import ViewSpec, train_view
+from krd_ray.storage.working_copy import working_copy
 from krd_ray.teacher.client import ClientStats, TeacherClient
 from krd_ray.teacher.messages import SoftTargets
 from krd_ray.teacher.ports import TeacherLink
@@ -36,7 +36,7 @@ from krd_ray.train.epoch_rows import EpochRows, RowSettings
 from krd_ray.train.evaluate import count_split, run_split
 from krd_ray.train.objective import StepTargets, class_weights_at, objective_terms, rectifier_for
 from krd_ray.train.reduce import all_finite, any_rank, share_buffers, sum_over_ranks
-from krd_ray.train.rundir import MetricsLog, StudentDir, write_json
+from krd_ray.train.rundir import OF_RAY_TRAIN, MetricsLog, StudentDir, write_json
 from krd_ray.train.student import Student, build_student
 
 
@@ -53,11 +53,12 @@ class WorkerSpec:
         class_counts: n_c of the training split.
         seed: of weights; shuffle_seed: of the order of samples.
         window_rows: of the shuffle.
-        folder: the student's folder in the run directory.
+        folder: the student's folder in the run directory, as the driver sees it.
         session: how often a driver had started this student before.
         dataset_hash: for the card of the exported weights.
         num_threads: CPU threads of torch.
         teacher: None for a teacher or a baseline.
+        place: path or URI by which every node knows the student's folder; None: by the same path.
     """
 
     student: str
@@ -77,6 +78,7 @@ class WorkerSpec:
     dataset_hash: str
     num_threads: int
     teacher: TeacherLink | None
+    place: str | None = None
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -87,16 +89,19 @@ def train_worker(config: dict[str, Any]) -> None:
     (`StudentDir.stop`) returns without exporting weights.
     """
     spec: WorkerSpec = config["spec"]
-    folder = StudentDir(Path(spec.folder))
-    if folder.error.exists():
-        return
-    try:
-        _Worker(spec, folder).run()
-    except _Stopped:
-        return
-    except KrdError as error:
-        write_json(folder.error, {"kind": type(error).__name__, "message": error.message})
-        raise
+    with working_copy(spec.place or spec.folder, skip=(f"{OF_RAY_TRAIN}/*",)) as copy:
+        folder = StudentDir(copy.path)
+        if folder.error.exists():
+            return
+        try:
+            _Worker(spec, folder, keep=copy.push).run()
+        except _Stopped:
+            return
+        except StorageError:  # a restart may reach the run's place again
+            raise
+        except KrdError as error:
+            write_json(folder.error, {"kind": type(error).__name__, "message": error.message})
+            raise
 
 
 class _OtherRankFailed(Exception):
@@ -119,11 +124,11 @@ def _derived_seed(*parts: int) -> int:
 
 
 class _Worker:
-    def __init__(self, spec: WorkerSpec, folder: StudentDir) -> None:
+    def __init__(self, spec: WorkerSpec, folder: StudentDir, *, keep: Callable[[], None]) -> None:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         torch.set_num_threads(spec.num_threads)
-        self.spec, self.folder = spec, folder
+        self.spec, self.folder, self.keep = spec, folder, keep
         self.device = ray.train.torch.get_device()
         self.student = self._build()
         self.module: nn.Module = ray.train.torch.prepare_model(self.student)
@@ -168,6 +173,7 @@ class _Worker:
                 if self.rank == 0:
                     position = Position(epoch, self.step, self.val_balanced)
                     save_checkpoint(self.folder.checkpoints, position, self.state)
+                    self.keep()
         self._refuse_non_finite_weights()
         if self.client is not None:
             self.client.close()

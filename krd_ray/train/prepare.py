@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from krd_ray.config import RunConfig, StudentConfig, TrainConfig, ViewsConfig
 from krd_ray.data.manifest import Manifest
@@ -16,6 +15,7 @@ from krd_ray.data.verify import verify_dataset
 from krd_ray.errors import ConfigError
 from krd_ray.maths.views import ViewSpec
 from krd_ray.models.registry import describe_model
+from krd_ray.storage.places import absolute, is_uri
 from krd_ray.teacher.weights import load_model
 
 FULL_CHECK_BYTES = 1 << 30
@@ -52,7 +52,8 @@ def prepare(config: RunConfig) -> Prepared:
         ConfigError: unknown model, a student that needs a teacher without one, settings that contradict.
         TeacherError: weights that cannot be read or do not fit.
     """
-    root = Path(config.data.dir).expanduser().resolve()
+    _check_places(config)
+    root = absolute(config.data.dir)
     manifest = _verified(config, root)
     train = ShardSet.open(root, manifest, "train", side=config.data.image_size)
     resolved = _resolve(config, root, train.side)
@@ -64,7 +65,7 @@ def prepare(config: RunConfig) -> Prepared:
         _check_objective(resolved, student)
     if resolved.teacher is not None:
         load_model(
-            Path(resolved.teacher.weights),
+            resolved.teacher.weights,
             model=resolved.teacher.model,
             num_classes=manifest.num_classes,
             image_size=view.side,
@@ -72,7 +73,16 @@ def prepare(config: RunConfig) -> Prepared:
     return Prepared(resolved, manifest, view, train, val)
 
 
-def _verified(config: RunConfig, root: Path) -> Manifest:
+def _check_places(config: RunConfig) -> None:
+    teacher = config.teacher
+    if teacher is not None and not teacher.persist and is_uri(teacher.spill_dir or ""):
+        raise ConfigError(
+            f"teacher.spill_dir is {teacher.spill_dir}, but what a teacher spills while it works lies on a disk of "
+            "its node: set it to a folder, or teacher.persist to true for a store that is kept there between runs"
+        )
+
+
+def _verified(config: RunConfig, root: str) -> Manifest:
     splits = Manifest.load(root).splits.values()
     small = sum(shard.num_bytes for split in splits for shard in split.shards) < FULL_CHECK_BYTES
     verify = config.data.verify
@@ -94,10 +104,10 @@ def _check_objective(config: RunConfig, student: StudentConfig) -> None:
         )
 
 
-def _resolve(config: RunConfig, root: Path, image_side: int) -> RunConfig:
+def _resolve(config: RunConfig, root: str, image_side: int) -> RunConfig:
     """The config with every computed default written out, so that it repeats the run by itself."""
     update = {
-        "data": config.data.model_copy(update={"dir": str(root), "image_size": image_side}),
+        "data": config.data.model_copy(update={"dir": root, "image_size": image_side}),
         "views": _resolve_views(config.views, config.seed, image_side),
         "students": [resolve_student(config, student) for student in config.students],
     }
@@ -106,7 +116,7 @@ def _resolve(config: RunConfig, root: Path, image_side: int) -> RunConfig:
         precision = config.teacher.precision
         update["teacher"] = config.teacher.model_copy(
             update={
-                "weights": str(Path(config.teacher.weights).expanduser().resolve()),
+                "weights": absolute(config.teacher.weights),
                 "precision": ("bf16" if gpu else "fp32") if precision == "auto" else precision,
             }
         )

@@ -17,6 +17,7 @@ from krd_ray.config import RunConfig, StudentConfig
 from krd_ray.config_io import dump_config, load_config
 from krd_ray.data.stream import cache_blocks
 from krd_ray.errors import DiskFullError, Interrupted, RunError
+from krd_ray.storage.places import split
 from krd_ray.teacher.messages import RECEIVED_BYTES
 from krd_ray.teacher.ports import TeacherLink
 from krd_ray.teacher.spec import threads_for
@@ -26,7 +27,7 @@ from krd_ray.train.live import Progress
 from krd_ray.train.loop import WorkerSpec
 from krd_ray.train.places import check_run, demands_of
 from krd_ray.train.prepare import Prepared, prepare
-from krd_ray.train.rundir import RunDir, environment, num_sessions, read_json, write_json
+from krd_ray.train.rundir import RunDir, environment, num_sessions, open_run, read_json, write_json
 from krd_ray.train.students import StudentRun, run_together
 from krd_ray.train.teaching import teaching
 from krd_ray.train.waiting import saying_who_waits
@@ -40,6 +41,7 @@ class Outcome:
     """What a run left behind."""
 
     run: RunDir
+    config: RunConfig
     results: list[dict[str, Any]]
     num_trained: int
 
@@ -56,24 +58,30 @@ def start_run(config: RunConfig) -> Outcome:
     """
     prepared = prepare(config)
     folder = config.run_dir or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run = RunDir(Path(folder).expanduser().resolve())
-    if run.config.exists():
-        run.create()  # raises, and says how to go on
-    resolved = prepared.config.model_copy(update={"run_dir": str(run.root)})
-    return _execute(replace(prepared, config=resolved), run, resolved.students)
+    with open_run(folder) as run:
+        if run.config.exists():
+            run.create()  # raises, and says how to go on
+        resolved = prepared.config.model_copy(update={"run_dir": run.place})
+        return _execute(replace(prepared, config=resolved), run, resolved.students)
 
 
-def resume_run(folder: Path) -> Outcome:
-    """Continues every unfinished student of a run from its last checkpoint; finished ones are left alone."""
-    run = RunDir(folder.expanduser().resolve())
-    run.require()
-    config = load_config(run.config)
-    prepared = prepare(config)
-    written = read_json(run.dataset)["content_hash"]
-    if written != prepared.manifest.content_hash:
-        raise RunError(f"{config.data.dir} holds other shards than {run.root} was started with; restore them")
-    open_students = [s for s in config.students if not _is_finished(run, s.name)]
-    return _execute(prepared, run, open_students)
+def resume_run(place: str | Path) -> Outcome:
+    """Continues every unfinished student of a run from its last checkpoint; finished ones are left alone.
+
+    Args:
+        place: path or URI of the run directory.
+    """
+    with open_run(place) as run:
+        run.require()
+        config = load_config(run.config)
+        prepared = prepare(config)
+        written = read_json(run.dataset)["content_hash"]
+        if written != prepared.manifest.content_hash:
+            raise RunError(
+                f"{config.data.dir} holds other shards than {run.place} was started with; restore them"
+            )
+        open_students = [s for s in config.students if not _is_finished(run, s.name)]
+        return _execute(prepared, run, open_students)
 
 
 def _is_finished(run: RunDir, name: str) -> bool:
@@ -104,12 +112,13 @@ def _train_and_account(prepared: Prepared, run: RunDir, students: Sequence[Stude
             except Interrupted as error:
                 raise Interrupted(
                     f"{error.message}; the last checkpoint of every student is kept, continue with "
-                    f"`krd distill --resume {run.root}`"
+                    f"`krd distill --resume {run.place}`"
                 ) from error
+    run.sync()  # the rows that workers wrote last
     if students or not run.ledger.is_file():
         _write_ledger(prepared, run)
     results = [read_json(run.student(student.name).result) for student in config.students]
-    return Outcome(run, results, len(students))
+    return Outcome(run, config, results, len(students))
 
 
 def check_and_choose_cache(prepared: Prepared, students: Sequence[StudentConfig]) -> bool:
@@ -140,7 +149,7 @@ def write_origin(prepared: Prepared, run: RunDir) -> None:
     write_json(run.root / "environment.json", environment())
     manifest = prepared.manifest
     kind = str(manifest.source["kind"])
-    name = Path(prepared.config.data.dir).name if kind in FILES_OF_ONES_OWN else kind
+    name = split(prepared.config.data.dir)[1] if kind in FILES_OF_ONES_OWN else kind
     known_as = {"name": name, "content_hash": manifest.content_hash}
     write_json(run.dataset, manifest.model_dump(mode="json") | known_as)
 
@@ -157,7 +166,7 @@ def _train(prepared: Prepared, run: RunDir, students: Sequence[StudentConfig]) -
         if not run.config.exists():
             write_text(run.config, dump_config(config))
         runs = [student_run(prepared, run, student, link) for student in students]
-        progress.say(f"training {len(runs)} student(s) in {run.root}")
+        progress.say(f"training {len(runs)} student(s) in {run.place}")
         run_together(runs, progress.refresh, TICK_S, at_once=config.students_at_once)
         for each in runs:
             result = each.finish()
@@ -199,6 +208,7 @@ def student_run(
         student.resources,
         prepared.config.train_of(student).max_failures,
         strategy=student.strategy,
+        sync=run.sync,
     )
 
 
@@ -225,6 +235,7 @@ def _worker_spec(
         dataset_hash=prepared.manifest.content_hash,
         num_threads=threads_for(student.resources.num_cpus, train.num_threads),
         teacher=link,
+        place=run.place_of(run.student(student.name).root),
     )
 
 

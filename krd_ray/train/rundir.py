@@ -9,7 +9,8 @@ import json
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +18,9 @@ from typing import Any
 
 from krd_ray.atomic import naming_a_full_disk, write_text
 from krd_ray.errors import RunError
+from krd_ray.storage.working_copy import WorkingCopy, working_copy
 
+OF_RAY_TRAIN = "ray_train"  # folder of what Ray Train itself writes about a group of workers
 PACKAGES = ("torch", "torchvision", "ray", "numpy", "pyarrow", "krd-ray")
 
 
@@ -26,12 +29,28 @@ class RunDir:
     """The folder of one run; a search keeps its trials where a run keeps its students.
 
     Args:
-        root: the folder.
+        root: the folder on this node.
         members: name of the folder of its students.
+        copy: what `root` is the working copy of; None: the folder is the run's own place.
     """
 
     root: Path
     members: str = "students"
+    copy: WorkingCopy | None = None
+
+    @property
+    def place(self) -> str:
+        """Returns where the run lies: path or URI."""
+        return self.copy.place if self.copy else str(self.root)
+
+    def place_of(self, path: Path) -> str:
+        """Returns where a file of the run lies for every node."""
+        return self.copy.place_of(path) if self.copy else str(path)
+
+    def sync(self) -> None:
+        """Makes the working copy and the run's place equal."""
+        if self.copy:
+            self.copy.sync()
 
     @property
     def config(self) -> Path:
@@ -65,7 +84,7 @@ class RunDir:
         """
         if self.config.exists():
             raise RunError(
-                f"{self.root} holds a run already; continue it with `krd distill --resume {self.root}`, "
+                f"{self.place} holds a run already; continue it with `krd distill --resume {self.place}`, "
                 "or choose another run_dir"
             )
         self.make_folders()
@@ -78,7 +97,14 @@ class RunDir:
     def require(self) -> None:
         """Raises RunError unless this is the folder of a run."""
         if not self.config.is_file():
-            raise RunError(f"{self.root} is not a run directory: it has no config.yaml")
+            raise RunError(f"{self.place} is not a run directory: it has no config.yaml")
+
+
+@contextmanager
+def open_run(place: str | Path) -> Iterator[RunDir]:
+    """The run at a path or URI; what is written into its folder is at its place when the block has ended."""
+    with working_copy(place) as copy:
+        yield RunDir(copy.path, copy=copy)
 
 
 @dataclass(frozen=True)

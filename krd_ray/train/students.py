@@ -32,6 +32,7 @@ class StudentRun:
         resources: of each worker.
         max_failures: restarts of its workers before it fails.
         strategy: how the workers are laid on nodes.
+        sync: makes the driver's folder and the one that workers write to equal, where they are two.
     """
 
     def __init__(
@@ -42,7 +43,9 @@ class StudentRun:
         max_failures: int,
         *,
         strategy: Strategy = "PACK",
+        sync: Callable[[], None] = lambda: None,
     ) -> None:
+        self._sync = sync
         self.name, self.folder = spec.student, StudentDir(Path(spec.folder))
         self._spec, self._workers, self._resources = spec, workers, resources
         self._max_failures, self._strategy = max_failures, strategy
@@ -57,6 +60,7 @@ class StudentRun:
         self.folder.weights.unlink(missing_ok=True)
         self._result = summarise(self._spec, "started", None)
         write_json(self.folder.result, self._result)
+        self._sync()
         self._thread.start()
 
     @property
@@ -88,7 +92,10 @@ class StudentRun:
     def _fit(self) -> str | None:
         """Returns None when the student has trained to its end or was asked to stop, else what went wrong."""
         try:
-            train_student(self._spec, self._workers, self._resources, self._strategy, self._max_failures)
+            try:
+                train_student(self._spec, self._workers, self._resources, self._strategy, self._max_failures)
+            finally:
+                self._sync()
         except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
             failure: str | None = first_cause(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this student and no other

@@ -9,7 +9,6 @@ import hashlib
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from krd_ray.config import StudentConfig, TeacherConfig
 from krd_ray.data.stream import sample_ids_of
 from krd_ray.errors import ResourceError, TeacherError
 from krd_ray.maths.priors import PriorKind
+from krd_ray.storage.places import absolute, join, split
 from krd_ray.teacher.calibrate import load_calibration
 from krd_ray.teacher.group import TeacherGroup, check_accuracy
 from krd_ray.teacher.homes import home_of
@@ -41,7 +41,7 @@ def teaching(
     if config is None or not taught:
         yield None
         return
-    specs = teacher_specs(prepared, run.root, run.teacher)
+    specs = teacher_specs(prepared, run.place, run.place_of(run.teacher))
     if config.placement == "stored":
         yield _stored(specs[0], config, prepared, say)
         return
@@ -65,6 +65,7 @@ def teaching(
         group.kill()
         raise
     if config.placement == "actors":
+        group.publish()
         group.close()
 
 
@@ -90,13 +91,13 @@ def start_group(group: TeacherGroup, prepared: Prepared, say: Callable[[str], No
     return info
 
 
-def teacher_specs(prepared: Prepared, root: Path, folder: Path) -> list[TeacherSpec]:
+def teacher_specs(prepared: Prepared, root: str, folder: str) -> list[TeacherSpec]:
     """Returns one spec per replica.
 
     Args:
         prepared: the run's data and resolved config.
-        root: of the run; names a store that no other run shares.
-        folder: for statistics, self-test and calibration.
+        root: path or URI of the run; names a store that no other run shares.
+        folder: for statistics, self-test and calibration; path or URI.
     """
     config = prepared.config.teacher
     assert config is not None
@@ -119,9 +120,9 @@ def teacher_specs(prepared: Prepared, root: Path, folder: Path) -> list[TeacherS
             precision=config.precision,
             num_threads=threads_for(config.resources.num_cpus, config.num_threads),
             device="cuda" if config.resources.num_gpus > 0 else "cpu",
-            store_dir=str(store),
-            run_dir=str(folder),
-            calibration=str(_calibration(config, prepared, store if config.persist else folder)),
+            store_dir=store,
+            run_dir=folder,
+            calibration=_calibration(config, prepared, store if config.persist else folder),
             priors=_priors(prepared),
         )
         for replica in range(config.replicas)
@@ -156,7 +157,7 @@ def _stored(
 ) -> TeacherLink:
     """The link to a filled store; the teacher's weights are read to know its name, and nothing is forwarded."""
     loaded = load_teacher(spec)
-    found = load_calibration(Path(spec.calibration), loaded.teacher_hash)
+    found = load_calibration(spec.calibration, loaded.teacher_hash)
     if found is None:
         raise TeacherError(
             f"{spec.store_dir} holds no targets of this teacher for these images; fill it with `krd targets CONFIG`, "
@@ -188,20 +189,20 @@ def _priors(prepared: Prepared) -> tuple[PriorKind, ...]:
     return tuple(sorted({loss.rrd.prior for loss in losses if loss.rrd.weight > 0}))
 
 
-def _calibration(config: TeacherConfig, prepared: Prepared, folder: Path) -> Path:
+def _calibration(config: TeacherConfig, prepared: Prepared, folder: str) -> str:
     """Where the calibration is kept: with the store where that outlives the run, so that it is not made again."""
     if not config.persist:
-        return folder / "calibration.safetensors"
+        return join(folder, "calibration.safetensors")
     device = "cuda" if config.resources.num_gpus > 0 else "cpu"
     teacher = f"{config.weights} {config.model} {config.precision} {config.micro_batch} {device}"
     name = f"{teacher} {prepared.view.key()} {prepared.manifest.content_hash}"
-    return folder / f"calibration-{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors"
+    return join(folder, f"calibration-{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors")
 
 
-def _store_dir(config: TeacherConfig, root: Path, folder: Path) -> Path:
+def _store_dir(config: TeacherConfig, root: str, folder: str) -> str:
     """A folder that runs share only if the store is to outlive them."""
     if config.spill_dir is None:
-        return folder / "store"
-    shared = Path(config.spill_dir).expanduser().resolve()
-    own = f"{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}"
-    return shared if config.persist else shared / own
+        return join(folder, "store")
+    shared = absolute(config.spill_dir)
+    own = f"{split(root)[1]}-{hashlib.sha256(root.encode()).hexdigest()[:8]}"
+    return shared if config.persist else join(shared, own)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -125,7 +124,7 @@ def check_store(prepared: Prepared, probe: Probe, *, epochs: int, confirm_epochs
     if teacher is None or not probe.needs_teacher:
         return
     model, _ = load_model(
-        Path(teacher.weights),
+        teacher.weights,
         model=teacher.model,
         num_classes=prepared.manifest.num_classes,
         image_size=prepared.view.side,

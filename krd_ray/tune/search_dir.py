@@ -13,6 +13,7 @@ from krd_ray.atomic import write_text
 from krd_ray.config import RunConfig
 from krd_ray.config_io import dump_config, load_config
 from krd_ray.errors import RunError
+from krd_ray.storage.places import require_folder
 from krd_ray.teacher.lock import hold_lock
 from krd_ray.train.rundir import RunDir, read_json, write_json
 from krd_ray.tune.space import Space, load_space
@@ -53,6 +54,9 @@ class SearchDir:
     """The folder of one search."""
 
     root: Path
+
+    def __post_init__(self) -> None:
+        require_folder(self.root, "run_dir of a search")
 
     @property
     def run(self) -> RunDir:

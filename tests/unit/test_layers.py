@@ -51,27 +51,34 @@ NUMERIC = "torch numpy"
 LAYERS = {
     "": layer("", ""),
     "errors": layer("", ""),
-    "atomic": layer("", ""),
+    "atomic": layer("errors", ""),
     "config_loss": layer("errors", "pydantic"),
     "config_resources": layer("errors config_loss", "pydantic"),
     "config": layer("errors config_loss config_resources", "pydantic"),
     "config_io": layer("errors config config_loss config_resources", "pydantic pydantic_core yaml"),
+    "storage": layer("atomic errors", "pyarrow fsspec"),
     "maths": layer("errors", f"{NUMERIC} scipy", INPUT_OUTPUT),
     "models": layer("errors", f"{NUMERIC} torchvision"),
-    "data": layer("atomic errors maths models", f"{NUMERIC} torchvision pyarrow ray pydantic PIL sklearn"),
-    "teacher": layer(f"atomic {SETTINGS} maths models data", f"{NUMERIC} safetensors ray pyarrow psutil"),
+    "data": layer(
+        "atomic errors storage maths models", f"{NUMERIC} torchvision pyarrow ray pydantic PIL sklearn"
+    ),
+    "teacher": layer(
+        f"atomic {SETTINGS} storage maths models data", f"{NUMERIC} safetensors ray pyarrow psutil"
+    ),
     "train": layer(
-        f"atomic {SETTINGS} maths models data teacher",
+        f"atomic {SETTINGS} storage maths models data teacher",
         f"{NUMERIC} safetensors ray rich psutil",
     ),
-    "report": layer("atomic errors", "matplotlib jinja2 numpy yaml rich"),
+    "report": layer("atomic errors storage", "matplotlib jinja2 numpy yaml rich"),
     "tune": layer(
-        f"atomic {SETTINGS} maths models data teacher train report",
+        f"atomic {SETTINGS} storage maths models data teacher train report",
         f"{NUMERIC} ray optuna pydantic rich yaml",
     ),
     "doctor": layer(f"{SETTINGS} train", "ray rich pyarrow psutil torch"),
-    "demo": layer(f"{SETTINGS} maths models data teacher train tune report", ""),
-    "cli": layer(f"{SETTINGS} maths models data teacher train tune report demo doctor", "typer click"),
+    "demo": layer(f"{SETTINGS} storage maths models data teacher train tune report", ""),
+    "cli": layer(
+        f"{SETTINGS} storage maths models data teacher train tune report demo doctor", "typer click"
+    ),
 }
 
 

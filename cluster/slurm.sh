@@ -41,7 +41,8 @@ done
 wait_for "${#nodes[@]}"
 
 # Slurm's SIGTERM comes two minutes before the time is up: krd checkpoints and says how to go on.
-on "$head" krd distill "$@" --set "ray.address=$address:$port" &
+# Not through `on`: the signal must reach srun, which hands it on, and not a shell around it.
+srun --nodes=1 --ntasks=1 --overlap --nodelist="$head" krd distill "$@" --set "ray.address=$address:$port" &
 driver=$!
 trap 'kill -TERM "$driver"' TERM
 status=0

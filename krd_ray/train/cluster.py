@@ -50,9 +50,7 @@ ON_THIS_MACHINE = {
     "RAY_worker_maximum_startup_concurrency": "8",
     **KEEP_FREED_MEMORY,
 }
-JOB_CONFIG = (
-    "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entrypoint of a submitted job, with RAY_ADDRESS
-)
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the driver of a submitted job, with RAY_ADDRESS
 
 
 def address_of(settings: RayConfig) -> str | None:

@@ -45,7 +45,7 @@ def launcher_complaints(config: dict[str, Any]) -> list[str]:
         filled = prepared(config)
     except (jsonschema.ValidationError, click.ClickException, ValueError, KeyError) as error:
         return [f"Ray refuses it: {str(error).splitlines()[0]}"]
-    rules = (_workers, _lock, _token, _world, _teacher, _cost)
+    rules = (_workers, _lock, _token, _world, _teacher, _cost, _storage)
     return [complaint for rule in rules for complaint in rule(filled)]
 
 
@@ -126,6 +126,13 @@ def _cost(config: dict[str, Any]) -> Iterator[str]:
             yield f"{name}: on spot, but the head and the teacher must stay"
         if not spot and not is_head and "teacher" not in node["resources"]:
             yield f"{name}: students belong on spot"
+
+
+def _storage(config: dict[str, Any]) -> Iterator[str]:
+    if config["provider"]["type"] != "local":
+        for part, way in (("head_setup_commands", "exportfs"), ("worker_setup_commands", "mount -t nfs")):
+            if not any(way in command and "/mnt/krd" in command for command in config[part]):
+                yield f"{part}: /mnt/krd would not be the same folder on all nodes"
 
 
 def _is_spot(kind: str, settings: dict[str, Any]) -> bool:

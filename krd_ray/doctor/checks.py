@@ -16,6 +16,7 @@ MIB, GIB = 1 << 20, 1 << 30
 CLOCK_WARNING_S, CLOCK_WRONG_S = 1.0, 10.0
 DISK_WARNING_BYTES, DISK_WRONG_BYTES = 10 * GIB, GIB
 DISK_WRONG_FRAC = 0.05  # Ray makes no objects on a disk that is 95 % full
+LOOPBACK = ("127.", "localhost", "[::1]")
 STORE_WRONG_BYTES = 128 * MIB
 STORE_WARNING_FRAC = 0.1
 
@@ -162,10 +163,10 @@ def ports(node: NodeFacts) -> Verdict:
             f"token authentication is off, and ports are open to other machines: {text}",
             "`ray get-auth-token --generate`, that token on every node, then restart Ray with RAY_AUTH_MODE=token",
         )
-    if "dashboard" in node.open_ports:
+    if node.dashboard and not node.dashboard.startswith(LOOPBACK):
         return Verdict(
             "warning",
-            "the dashboard listens beyond loopback",
+            f"the dashboard listens beyond loopback, on {node.dashboard}",
             "start the head with --dashboard-host=127.0.0.1 and look at it through `ssh -L 8265:127.0.0.1:8265`",
         )
     return OK
@@ -179,7 +180,7 @@ def shared(node: NodeFacts) -> Verdict:
             "warning", "whether nodes share a folder was not checked", "`krd doctor --shared PATH`"
         )
     if node.cannot_write:
-        return Verdict("wrong", f"it cannot write there: {node.cannot_write}", mend)
+        return Verdict("wrong", f"it cannot write and remove a file there: {node.cannot_write}", mend)
     if node.cannot_read:
         writer, why = next(iter(node.cannot_read.items()))
         return Verdict("wrong", f"it cannot read what {writer} wrote: {why}", mend)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from krd_ray.config import RayConfig, RunConfig
-from krd_ray.doctor.checks import Finding, judge
+from krd_ray.doctor.checks import Finding, Level, judge
 from krd_ray.doctor.examiner import versions
 from krd_ray.doctor.facts import gather
 from krd_ray.errors import ResourceError
@@ -65,18 +65,27 @@ def show(findings: Sequence[Finding], console: Console | None = None) -> bool:
     """Prints the table and the sentences; returns whether nothing is wrong."""
     console = console or Console(file=sys.stdout)
     console.print(_table(findings))
-    for finding in findings:
-        if finding.level != "ok":
-            console.print(
-                f"{finding.level}: {finding.node}: {finding.text}\n  mend: {finding.mend}",
-                style=COLOURS[finding.level],
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+    for (level, text, mend), nodes in _alike(findings).items():
+        console.print(
+            f"{level}: {', '.join(nodes)}: {text}\n  mend: {mend}",
+            style=COLOURS[level],
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     counts = {level: sum(finding.level == level for finding in findings) for level in COLOURS}
     console.print(", ".join(f"{number} {level}" for level, number in counts.items()), highlight=False)
     return counts["wrong"] == 0
+
+
+def _alike(findings: Sequence[Finding]) -> dict[tuple[Level, str, str], list[str]]:
+    """All that is not ok, what is worst first; nodes of which the same is to be said share it."""
+    said: dict[tuple[Level, str, str], list[str]] = {}
+    for level in ("wrong", "warning"):
+        for finding in findings:
+            if finding.level == level:
+                said.setdefault((finding.level, finding.text, finding.mend), []).append(finding.node)
+    return said
 
 
 def _table(findings: Sequence[Finding]) -> Table:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import ray
 from ray import cloudpickle
+from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from krd_ray.doctor import examiner
@@ -20,6 +21,7 @@ from krd_ray.train.cluster import living_nodes
 ANSWER_TIMEOUT_S = 90.0
 Key = TypeVar("Key")
 PINGS = 5
+HEAD = "node:__internal_head__"  # the resource by which Ray marks it
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,9 @@ class NodeFacts:
         disk_path: Ray's folder, which spilled objects go to, with its disk's size and free bytes.
         has_token: token authentication is on.
         open_ports: of Ray's processes, that listen beyond loopback, by program.
+        dashboard: host:port where it listens, of the head; empty elsewhere and without one.
         clock_offset_s: the node's clock minus this one's; it is known to +- clock_bound_s, half a round trip.
-        cannot_write: the shared folder: why not; None when none was named.
+        cannot_write: the shared folder: what went wrong when writing or removing; None when none was named.
         cannot_read: by node: why its file in the shared folder cannot be read here.
         cannot_read_data: why dataset.json cannot be read here; None when no config was named.
     """
@@ -55,6 +58,7 @@ class NodeFacts:
     disk_free_bytes: int = 0
     has_token: bool = False
     open_ports: dict[str, list[int]] = field(default_factory=dict)
+    dashboard: str = ""
     clock_offset_s: float = 0.0
     clock_bound_s: float = 0.0
     cannot_write: str | None = None
@@ -80,6 +84,7 @@ def gather(shared: str | None, data: str | None) -> list[NodeFacts]:
 
 def _gather(shared: str | None, data: str | None) -> list[NodeFacts]:
     nodes = living_nodes()
+    dashboard = (_internal_kv_get("webui:url", namespace=b"dashboard") or b"").decode()
     actor: Any = ray.remote(num_cpus=0)(examiner.Examiner)
     actors: dict[str, Any] = {
         node.name: actor.options(
@@ -102,6 +107,7 @@ def _gather(shared: str | None, data: str | None) -> list[NodeFacts]:
             name=node.name,
             ray_gpus=node.resources.get("GPU", 0.0),
             object_store_bytes=node.resources.get("object_store_memory", 0.0),
+            dashboard=dashboard if HEAD in node.resources else "",
             error=errors.get(node.name, ""),
             **said.get(node.name, {}),
             **measured.get(node.name, {}),
@@ -148,10 +154,12 @@ def _try_folder(actors: dict[str, Any], shared: str) -> dict[str, dict[str, Any]
     written = {f"{folder}/{_file(name)}": name for name, error in wrote.items() if not error}
     holds = {path: _file(name) for path, name in written.items()}
     read, hung = _answers({name: actors[name].read.remote(holds) for name in wrote})
-    _, left = _answers({name: actors[name].remove.remote(folder) for name in wrote})
+    left: dict[str, str] = {}
+    for name in wrote:  # one after the other: nodes that share the folder would remove it under each other
+        left |= _answers({name: actors[name].remove.remote(folder)})[1]
     return {
         name: {
-            "cannot_write": wrote.get(name) or lost.get(name) or hung.get(name) or left.get(name, ""),
+            "cannot_write": wrote.get(name) or lost.get(name) or hung.get(name) or left.get(name) or "",
             "cannot_read": {written[path]: error for path, error in read.get(name, {}).items()},
         }
         for name in actors

@@ -117,8 +117,8 @@ def test_each_part_runs_where_it_was_put_and_pixels_reach_a_node_once(
     # A store takes in what is made on its node and what comes from others. Nothing of size is made on these two, so
     # this bounds the pixels that crossed the network: all views of all students took each image once to each node.
     pixel_bytes, received = SIDE * SIDE * 3, {node: after[node] - before[node] for node in after}
-    assert train * pixel_bytes <= received[nodes.teacher] < 1.25 * train * pixel_bytes
-    assert train * pixel_bytes <= received[nodes.students] < 1.25 * (train + val) * pixel_bytes
+    assert train * pixel_bytes <= received[nodes.teacher] < 1.05 * train * pixel_bytes
+    assert train * pixel_bytes <= received[nodes.students] < 1.05 * (train + val) * pixel_bytes
 
 
 def test_doctor_finds_nothing_wrong_with_good_nodes_and_all_that_is_with_a_bad_one(
@@ -139,10 +139,10 @@ def test_doctor_finds_nothing_wrong_with_good_nodes_and_all_that_is_with_a_bad_o
         nodes.cluster.remove(bad)
     assert found.returncode == 1
     wrong = [line for line in found.stdout.splitlines() if line.startswith("wrong: ")]
-    assert [bad[:8] in line for line in wrong].count(True) == 3
     assert any(bad[:8] in line and "Ray promises 1 GPU, torch sees 0" in line for line in wrong)
     assert any(bad[:8] in line and "the object store has 80 MiB" in line for line in wrong)
-    assert sum("it cannot write there: " in line for line in wrong) == 4
+    (folder,) = [line for line in wrong if "a file there: " in line]
+    assert all(node[:8] in folder for node in (nodes.cluster.head, nodes.teacher, nodes.students, bad))
     (place,) = [line for line in wrong if line.startswith("wrong: all nodes: ")]
     assert "teacher replica 0 needs a node labelled role=head and finds no place" in place
     assert "ray start --labels=role=head" in found.stdout

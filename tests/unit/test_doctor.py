@@ -30,6 +30,7 @@ GOOD = NodeFacts(
     disk_free_bytes=50 * GIB,
     has_token=True,
     open_ports={"raylet": [6380], "gcs_server": [6379]},
+    dashboard="127.0.0.1:8265",
     clock_offset_s=0.002,
     clock_bound_s=0.003,
     cannot_write="",
@@ -100,7 +101,7 @@ def test_good_cluster_has_every_check_on_every_node_and_no_complaint() -> None:
         ({"shared_memory_bytes": 64 * MIB}, "object store", "warning", "/dev/shm has 64 MiB", "--shm-size"),
         ({"has_token": False}, "ports", "wrong", "gcs_server on 6379, raylet on 6380", "RAY_AUTH_MODE=token"),
         (
-            {"open_ports": {"dashboard": [8265]}},
+            {"dashboard": "10.0.0.2:8265"},
             "ports",
             "warning",
             "dashboard listens",
@@ -110,7 +111,7 @@ def test_good_cluster_has_every_check_on_every_node_and_no_complaint() -> None:
             {"cannot_write": "OSError: no"},
             "shared",
             "wrong",
-            "cannot write there: OSError: no",
+            "a file there: OSError: no",
             "mount the same storage",
         ),
         (
@@ -154,7 +155,16 @@ def test_table_has_a_row_per_node_and_each_fault_a_sentence() -> None:
     assert ["wrong" in row for row in rows] == [False, True]
     assert "wrong: 10.0.0.2: Ray promises 1 GPU, torch sees 0\n  mend: `nvidia-smi` there" in text
     assert text.splitlines()[-1] == "16 ok, 1 warning, 1 wrong".replace("16", str(len(findings) - 2))
+    assert text.index("wrong: ") < text.index("warning: ")
     assert show([each for each in findings if each.level != "wrong"], Console(file=io.StringIO()))
+
+
+def test_nodes_of_which_the_same_is_to_be_said_share_a_sentence() -> None:
+    out = io.StringIO()
+    small = [replace(GOOD, name=f"10.0.0.{number}", object_store_bytes=GIB) for number in (1, 2)]
+    assert show(judge(small, HERE), Console(file=out, width=120))
+    sentences = [line for line in out.getvalue().splitlines() if line.startswith("warning: ")]
+    assert [line.split(": ")[1] for line in sentences] == ["10.0.0.1, 10.0.0.2"]
 
 
 def test_versions_are_those_of_the_installed_packages() -> None:

@@ -51,7 +51,7 @@ NUMERIC = "torch numpy"
 LAYERS = {
     "": layer("", ""),
     "errors": layer("", ""),
-    "atomic": layer("", ""),
+    "atomic": layer("errors", ""),
     "config_loss": layer("errors", "pydantic"),
     "config": layer("errors config_loss", "pydantic"),
     "config_io": layer("errors config config_loss", "pydantic pydantic_core yaml"),

@@ -125,6 +125,19 @@ def test_students_fail_alone_and_a_killed_one_ends_with_the_weights_of_an_undist
     assert before == RECEIVED_BYTES, "neither pixels nor targets pass through the driver"
 
 
+def test_a_student_that_finds_no_room_on_its_disk_fails_once_and_names_the_file(spec: WorkerSpec) -> None:
+    full = named(spec, "full")
+    folder = StudentDir(Path(full.folder))
+    folder.root.mkdir(parents=True)
+    folder.metrics.symlink_to("/dev/full")  # every write to it says that the disk is full
+    run_together([run := run_of(full)], lambda _: None, TICK_S)
+    result = run.finish()
+    assert (result["status"], result["epochs_done"]) == ("failed", 0)
+    assert result["error"].startswith(
+        f"cannot write {folder.metrics}: No space left on device; free space there"
+    )
+
+
 def test_two_workers_share_an_epoch_and_count_every_sample(spec: WorkerSpec, digits: Any) -> None:
     pair = named(spec, "pair", epochs=2)
     run_together([run := run_of(pair, workers=2)], lambda _: None, TICK_S)

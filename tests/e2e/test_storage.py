@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -52,10 +53,13 @@ def test_run_at_a_uri_goes_on_where_nothing_of_it_was_left(
     run = bucket / "run"
     checkpoints = run / "students/small/checkpoints"
     wait_for(lambda: len(list(checkpoints.glob("epoch-*.pt"))) >= 2, process)
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    family = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    psutil.wait_procs(family[1:], timeout=60)
+    process.wait()
+    for each in family:  # a machine dies as a whole
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+    psutil.wait_procs(family, timeout=60)
     assert (run / "config.yaml").is_file()
     shutil.rmtree(scratch)  # another machine
 

@@ -112,6 +112,7 @@ def crowd_object_store(scene: Scene) -> None:
     command = [sys.executable, "-m", "benchmarks.faults.filler", scene.nodes.address, str(FILLER_BYTES)]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as filler:
+        assert filler.stdout is not None
         while filler.stdout.readline().strip() != READY:
             if filler.poll() is not None:
                 raise KrdError("the job that fills the object store could not start")

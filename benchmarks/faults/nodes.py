@@ -65,7 +65,9 @@ class Nodes:
         settings: dict[str, Any] = (
             {} if self._nodes else {"_system_config": self._settings, "include_dashboard": False}
         )
-        self._nodes[name] = self._cluster.add_node(**self._shapes[name].as_ray(), **settings)
+        self._nodes[name] = self._cluster.add_node(
+            **self._shapes[name].as_ray(), **({} if self._nodes else head)
+        )
 
     def raylet(self, name: str) -> psutil.Process:
         """The raylet of a node."""

@@ -1,6 +1,6 @@
 """Answers what a crowded object store does to others: fills it several times over, prints the bytes spilled to disk.
 
-Runs as a job of its own: `python -m benchmarks.faults.filler ADDRESS BYTES`.
+Runs as a job of its own, `python -m benchmarks.faults.filler ADDRESS BYTES`; it fills when a line comes in.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ import numpy as np
 import ray
 
 CHUNK_BYTES = 8 << 20
-HOLD_S = 3.0
+HOLD_S = 1.0
+READY = "ready"
 
 
 def main(address: str, num_bytes: int) -> None:
-    """Puts objects, holds them for some seconds and lets them go."""
+    """Says that it is ready, waits for a line, puts objects, holds them for a moment and lets them go."""
     ray.init(address=address, log_to_driver=False)
+    print(READY, flush=True)
+    sys.stdin.readline()
     held = [ray.put(np.full(CHUNK_BYTES, k, np.uint8)) for k in range(num_bytes // CHUNK_BYTES)]
     time.sleep(HOLD_S)
     spilled = [

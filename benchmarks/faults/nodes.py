@@ -5,7 +5,7 @@ Does not place anything: configs ask for the resources that the nodes here have.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -46,10 +46,10 @@ class Nodes:
         quick: the death of a node is seen after about a second; else as Ray has it, so that a stopped one lives.
     """
 
-    def __init__(self, shapes: dict[str, Shape], *, quick: bool) -> None:
+    def __init__(self, shapes: Mapping[str, Shape], *, quick: bool) -> None:
         from ray.cluster_utils import Cluster  # Ray reads the environment when it is imported
 
-        self._cluster = Cluster(shutdown_at_exit=True)  # type: ignore[no-untyped-call]
+        self._cluster = Cluster(shutdown_at_exit=True)
         self._shapes, self._settings = shapes, QUICK if quick else {}
         self._nodes: dict[str, Any] = {}
         for name in shapes:
@@ -62,8 +62,12 @@ class Nodes:
 
     def add(self, name: str) -> None:
         """Starts a node of a named shape, also in the place of one that was killed."""
-        settings = {} if self._nodes else {"_system_config": self._settings, "include_dashboard": False}
-        self._nodes[name] = self._cluster.add_node(**self._shapes[name].as_ray(), **settings)  # type: ignore[no-untyped-call]
+        settings: dict[str, Any] = (
+            {} if self._nodes else {"_system_config": self._settings, "include_dashboard": False}
+        )
+        self._nodes[name] = self._cluster.add_node(
+            **self._shapes[name].as_ray(), **({} if self._nodes else head)
+        )
 
     def raylet(self, name: str) -> psutil.Process:
         """The raylet of a node."""
@@ -84,11 +88,11 @@ class Nodes:
 
     def close(self) -> None:
         """Ends the cluster."""
-        self._cluster.shutdown()  # type: ignore[no-untyped-call]
+        self._cluster.shutdown()
 
 
 @contextmanager
-def cluster_of(shapes: dict[str, Shape] | None, *, quick: bool) -> Iterator[Nodes | None]:
+def cluster_of(shapes: Mapping[str, Shape] | None, *, quick: bool) -> Iterator[Nodes | None]:
     """Nodes for the time of the block; None where no shapes are given."""
     if shapes is None:
         yield None

@@ -152,7 +152,7 @@ def _store(folder: Path) -> TargetStore:
     )
 
 
-def _targets(view: int) -> np.ndarray:  # type: ignore[type-arg]
+def _targets(view: int) -> np.ndarray:
     return np.full((ROWS, WIDTH), view % 2048, np.float16)
 
 

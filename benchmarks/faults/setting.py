@@ -35,7 +35,7 @@ LEARNING: dict[str, Any] = {
     "ray": {"num_cpus": 2, "object_store_bytes": 128 << 20},
     "evaluate": False,
 }
-STUDENTS = {
+STUDENTS: dict[str, list[dict[str, Any]]] = {
     "two students": [
         {"name": "hit", "model": "digits_net_4", "resources": SHARE},
         {"name": "spared", "model": "digits_net_8", "resources": SHARE},

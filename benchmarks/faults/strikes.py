@@ -15,11 +15,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import psutil  # type: ignore[import-untyped]
 
+from benchmarks.faults.filler import READY
 from benchmarks.faults.running import Scene
+from krd_ray.errors import KrdError
 
 FIRST_EPOCH = 4  # of the first repetition; each further one strikes later
 EPOCHS_LATER = 3
@@ -106,13 +108,21 @@ def lose_node(name: str) -> Strike:
 
 def crowd_object_store(scene: Scene) -> None:
     """Another job puts three times the size of the object store into it, so that what lies there is spilled."""
-    _reach(scene)
     assert scene.nodes is not None
-    scene.strike()
-    words = ["-m", "benchmarks.faults.filler", scene.nodes.address, str(FILLER_BYTES)]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True)
-    scene.notes["spilled_bytes"] = int(done.stdout.splitlines()[-1])
-    scene.restored_at = time.time()
+    command = [sys.executable, "-m", "benchmarks.faults.filler", scene.nodes.address, str(FILLER_BYTES)]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as filler:
+        assert filler.stdout is not None
+        while filler.stdout.readline().strip() != READY:
+            if filler.poll() is not None:
+                raise KrdError("the job that fills the object store could not start")
+        _reach(scene)
+        scene.strike()
+        said, _ = filler.communicate("go\n", timeout=60)
+    scene.notes["spilled_bytes"] = int(said.splitlines()[-1])
+    if filler.returncode or scene.notes["spilled_bytes"] == 0:
+        raise KrdError(f"the object store was not filled: {said}")
+    scene.restored_at = scene.struck_at
 
 
 def fill_disk(scene: Scene) -> None:

@@ -29,7 +29,7 @@ NO_METRIC = {"time", "student", "attempt", "epoch", "step", "split"}
 def line_of_epochs(rows: Sequence[Row]) -> list[Row]:
     """Returns the `coverage` rows that the final weights descend from: an attempt's, up to where the next began."""
     starts = {row["attempt"]: row["epoch"] for row in rows if row["split"] == "start"}
-    line = []
+    line: list[Row] = []
     for attempt, first in sorted(starts.items()):
         line = [row for row in line if row["epoch"] < first]
         line += [row for row in rows if row["split"] == "coverage" and row["attempt"] == attempt]
@@ -178,7 +178,7 @@ def _student(run: RunDir, unfaulted: Sequence[RunDir], name: str) -> Row:
             "epochs_again": 0,
             "wrong_steps": 0,
             "differs": {"weights": float("inf"), "metrics": float("inf")},
-            "spread": difference(*unfaulted, name),
+            "spread": difference(unfaulted[0], unfaulted[1], name),
         }
     counted = samples_of(rows, steps_of(unfaulted[0].student(name).rows()))
     return {

@@ -62,12 +62,9 @@ class Nodes:
 
     def add(self, name: str) -> None:
         """Starts a node of a named shape, also in the place of one that was killed."""
-        settings: dict[str, Any] = (
-            {} if self._nodes else {"_system_config": self._settings, "include_dashboard": False}
-        )
-        self._nodes[name] = self._cluster.add_node(
-            **self._shapes[name].as_ray(), **({} if self._nodes else head)
-        )
+        head: dict[str, Any] = {"_system_config": self._settings, "include_dashboard": False}
+        settings = self._shapes[name].as_ray() | ({} if self._nodes else head)
+        self._nodes[name] = self._cluster.add_node(**settings)
 
     def raylet(self, name: str) -> psutil.Process:
         """The raylet of a node."""

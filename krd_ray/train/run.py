@@ -96,7 +96,7 @@ def _execute(prepared: Prepared, run: RunDir, students: Sequence[StudentConfig])
         if not run.config.exists():
             raise
         raise DiskFullError(
-            f"{error.message}; then continue with `krd distill --resume {run.root}`"
+            f"{error.message}; then continue with `krd distill --resume {run.place}`"
         ) from error
 
 

@@ -116,7 +116,7 @@ def _copies(
     answers = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         raise KrdError(f"the contender {contender} failed; its error stands above")
-    return [epoch for answer in answers for epoch in json.loads(answer)[WARM_UP_EPOCHS:]]
+    return [epoch for answer in answers for epoch in json.loads(answer.splitlines()[-1])[WARM_UP_EPOCHS:]]
 
 
 if __name__ == "__main__":

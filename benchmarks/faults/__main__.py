@@ -22,7 +22,7 @@ from benchmarks.faults.setting import Files
 from benchmarks.faults.table import write_table
 from benchmarks.faults.trial import try_fault, unfaulted_run
 from krd_ray.errors import KrdError
-from krd_ray.train.rundir import RunDir, environment, write_json
+from krd_ray.train.rundir import RunDir, environment, read_json, write_json
 
 RESULTS = Path(__file__).parent.parent / "results" / "faults"
 PARTS = ("runs", "atomic")
@@ -31,6 +31,9 @@ PARTS = ("runs", "atomic")
 def main(
     faults: Annotated[list[str] | None, typer.Option("--fault", help="one kind; may be repeated")] = None,
     repetitions: Annotated[int, typer.Option(min=1, help="runs of each fault")] = 3,
+    first: Annotated[
+        int, typer.Option(min=0, help="number of the first run; earlier ones stay in the results")
+    ] = 0,
     part: Annotated[
         list[str] | None, typer.Option(help="runs: whole runs under faults; atomic: kills while saving")
     ] = None,
@@ -49,13 +52,14 @@ def main(
         broken += found["unreadable"]
         write_json(results / "atomic.json", found | {"environment": environment()})
     if "runs" in chosen and not report:
-        broken += _run_faults(faults or list(FAULTS), repetitions, root, results)
+        numbers = range(first, first + repetitions)
+        broken += _run_faults(faults or list(FAULTS), numbers, root, results)
     typer.echo(write_table(results))
     if broken:
         raise KrdError(f"{broken} promise(s) broken; the files in {results} say which")
 
 
-def _run_faults(names: list[str], repetitions: int, root: Path, results: Path) -> int:
+def _run_faults(names: list[str], numbers: range, root: Path, results: Path) -> int:
     """Returns the number of repetitions that did not keep their promise."""
     files, unfaulted, broken = Files.prepare(root), dict[str, list[RunDir]](), 0
     for name in names:
@@ -63,16 +67,14 @@ def _run_faults(names: list[str], repetitions: int, root: Path, results: Path) -
         if setting not in unfaulted:
             folders = [root / f"unfaulted-{setting.replace(' ', '-')}-{k}" for k in range(2)]
             unfaulted[setting] = [unfaulted_run(files, setting, folder) for folder in folders]
-        found: list[dict[str, Any]] = []
-        for repetition in range(repetitions):
+        path = results / f"{name}.json"
+        found: list[dict[str, Any]] = read_json(path)["repetitions"][: numbers.start] if numbers.start else []
+        for repetition in numbers:
             folder = root / f"{name}-{repetition}"
             found.append(try_fault(name, repetition, files, folder, unfaulted[setting]))
             broken += not found[-1]["kept"]
             typer.echo(_line(name, found[-1]))
-            write_json(
-                results / f"{name}.json",
-                {"what": FAULTS[name].what, "repetitions": found, "environment": environment()},
-            )
+            write_json(path, {"what": FAULTS[name].what, "repetitions": found, "environment": environment()})
     return broken
 
 

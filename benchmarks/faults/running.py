@@ -137,7 +137,8 @@ class Scene:
         for process in found:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(found, timeout=GRACE_S)
+        own = self.process.pid if self.process else None  # waiting here would take its exit code from `finish`
+        psutil.wait_procs([process for process in found if process.pid != own], timeout=GRACE_S)
 
     def left_over(self) -> int:
         """Processes that are still there some time after the command has ended."""

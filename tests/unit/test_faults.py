@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import random
+import signal
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.faults.registry import FAULTS
+from benchmarks.faults.running import MARK, Scene
 from benchmarks.faults.setting import STUDENTS, Files
 from benchmarks.faults.table import row_of
 from benchmarks.faults.verdict import RECOVERIES, checks_of, difference, line_of_epochs, samples_of
@@ -136,3 +141,15 @@ def test_a_table_says_what_was_broken() -> None:
     assert cells[2:4] == ["survives", "1 of 2"]
     assert cells[-1] == "equal"
     assert "3.0 to 5.0" in cells
+
+
+def test_a_killed_command_keeps_its_exit_code(tmp_path: Path) -> None:
+    scene = Scene(
+        RunDir(tmp_path / "run"), tmp_path / "c.yaml", tmp_path, "mark-of-this-test", random.Random(0), 0
+    )
+    scene.process = subprocess.Popen(["sleep", "60"], env=os.environ | {MARK: scene.mark})
+    scene.outputs.append(str(tmp_path / "output.txt"))
+    (tmp_path / "output.txt").write_text("")
+    scene.kill_all()
+    scene.finish()
+    assert scene.exit_codes == [-signal.SIGKILL]

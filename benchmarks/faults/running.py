@@ -137,7 +137,9 @@ class Scene:
         for process in found:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        own = self.process.pid if self.process else None  # waiting here would take its exit code from `finish`
+        own = (
+            self.process.pid if self.process else None
+        )  # waiting here would take its exit code from `finish`
         psutil.wait_procs([process for process in found if process.pid != own], timeout=GRACE_S)
 
     def left_over(self) -> int:

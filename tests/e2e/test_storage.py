@@ -14,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+from tests.e2e import conftest
 from tests.e2e.conftest import krd, rows_of, start_krd, wait_for
 
 pytestmark = pytest.mark.timeout(600)
@@ -45,8 +46,6 @@ def test_run_at_a_uri_goes_on_where_nothing_of_it_was_left(
         train={"epochs": EPOCHS, "val_every_epochs": EPOCHS},
     )
     assert yaml.safe_load(config.read_text())["run_dir"] == place
-
-    from tests.e2e import conftest
 
     monkeypatch.setitem(conftest.ENVIRONMENT, "KRD_SCRATCH", str(scratch))
     process = start_krd("distill", config)

@@ -18,6 +18,8 @@ QUICK = {
     "health_check_timeout_ms": 300,
     "health_check_failure_threshold": 3,
 }
+# By default a store of less than 100 MB may never have enough to spill at a time.
+ALWAYS = {"min_spilling_size": 8 << 20}
 RAYLET = "raylet"
 
 
@@ -50,7 +52,7 @@ class Nodes:
         from ray.cluster_utils import Cluster  # Ray reads the environment when it is imported
 
         self._cluster = Cluster(shutdown_at_exit=True)
-        self._shapes, self._settings = shapes, QUICK if quick else {}
+        self._shapes, self._settings = shapes, ALWAYS | (QUICK if quick else {})
         self._nodes: dict[str, Any] = {}
         for name in shapes:
             self.add(name)

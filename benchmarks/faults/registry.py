@@ -5,6 +5,7 @@ Does not do them (`strikes` does) and does not compare (`verdict` does). A new f
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -149,7 +150,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "driver-killed": Fault(
         "kill -9 of the driver",
-        strikes.kill_driver,
+        strikes.signal_driver(signal.SIGKILL),
         "resumed",
         exit_code=-9,
         again="resume",
@@ -167,7 +168,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "sigterm": Fault(
         "SIGTERM to the driver",
-        strikes.terminate_driver,
+        strikes.signal_driver(signal.SIGTERM),
         "stopped",
         exit_code=130,
         says=("stopped by SIGTERM; the last checkpoint of every student is kept", "krd distill --resume"),

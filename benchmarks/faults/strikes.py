@@ -52,12 +52,16 @@ def kill_student(scene: Scene) -> None:
     os.kill(scene.pid_of("hit"), signal.SIGKILL)
 
 
-def kill_driver(scene: Scene) -> None:
-    """kill -9 of the command's process alone."""
-    _reach(scene)
-    assert scene.process is not None
-    scene.strike()
-    os.kill(scene.process.pid, signal.SIGKILL)
+def signal_driver(number: signal.Signals) -> Strike:
+    """A signal to the command's process alone."""
+
+    def strike(scene: Scene) -> None:
+        _reach(scene)
+        assert scene.process is not None
+        scene.strike()
+        os.kill(scene.process.pid, number)
+
+    return strike
 
 
 def kill_everything(scene: Scene) -> None:
@@ -65,14 +69,6 @@ def kill_everything(scene: Scene) -> None:
     _reach(scene)
     scene.strike()
     scene.kill_all()
-
-
-def terminate_driver(scene: Scene) -> None:
-    """SIGTERM to the command's process."""
-    _reach(scene)
-    assert scene.process is not None
-    scene.strike()
-    os.kill(scene.process.pid, signal.SIGTERM)
 
 
 def stop_for_a_while(who: str) -> Strike:

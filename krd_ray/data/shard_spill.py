@@ -6,7 +6,6 @@ Phase two puts one shard at a time in order and writes it as Parquet. Knows noth
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -17,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from krd_ray.data.manifest import ImageSpec, ShardRecord
+from krd_ray.storage.node_copies import sha256_of
 
-HASH_CHUNK_BYTES = 1 << 20
 ROW_OVERHEAD_BYTES = 256  # of a buffered row's Python objects, so that tiny images stay bounded too
 # Positions order the rows inside the whole split; large_binary because a shard may exceed 2 GiB.
 _SPILL_SCHEMA = pa.schema(
@@ -132,19 +131,14 @@ def shard_schema(image: ImageSpec) -> pa.Schema:
 
 
 def hash_file(path: Path) -> tuple[int, str]:
-    """Size and checksum of a file, read in chunks.
+    """Size and checksum of a file.
 
     Args:
         path: existing file.
     Returns:
         Number of bytes, hex SHA-256.
     """
-    digest, num_bytes = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(HASH_CHUNK_BYTES):
-            digest.update(chunk)
-            num_bytes += len(chunk)
-    return num_bytes, digest.hexdigest()
+    return path.stat().st_size, sha256_of(path)
 
 
 def _read_spill(mapped: pa.MemoryMappedFile) -> pa.Table:

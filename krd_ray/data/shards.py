@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from krd_ray.atomic import sync_folder
+from krd_ray.atomic import sync
 from krd_ray.data.manifest import (
     MANIFEST_FILE,
     SPLITS,
@@ -226,5 +226,5 @@ def _second_pass(
         if shards:
             records[split] = SplitRecord(num_rows=sum(counts), class_counts=counts, shards=shards)
             log.info("%s: %d images in %d shards", split, sum(counts), len(shards))
-    sync_folder(out_dir)
+    sync(out_dir)
     return records

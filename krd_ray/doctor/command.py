@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from krd_ray.config import RayConfig, RunConfig
+from krd_ray.data.manifest import MANIFEST_FILE
 from krd_ray.doctor.checks import Finding, Level, judge
 from krd_ray.doctor.examiner import versions
 from krd_ray.doctor.facts import gather
 from krd_ray.errors import ResourceError
+from krd_ray.storage.places import absolute, join
 from krd_ray.train.cluster import connected, living_nodes
 from krd_ray.train.places import check_run
 
@@ -39,9 +40,9 @@ def examine(address: str | None, shared: str | None, config: RunConfig | None) -
     settings = config.ray if config else RayConfig()
     if address is not None:
         settings = settings.model_copy(update={"address": address})
-    data = _absolute(f"{config.data.dir}/dataset.json") if config else None
+    data = join(absolute(config.data.dir), MANIFEST_FILE) if config else None
     with connected(settings):
-        findings = judge(gather(_absolute(shared) if shared else None, data), versions())
+        findings = judge(gather(absolute(shared) if shared else None, data), versions())
         return findings + (_fits(config) if config else [])
 
 
@@ -54,11 +55,6 @@ def _fits(config: RunConfig) -> list[Finding]:
         said, _, remedy = error.message.partition(". ")
         return [Finding("places", ALL_NODES, "wrong", said, remedy)]
     return [Finding("places", ALL_NODES, "ok")]
-
-
-def _absolute(path: str) -> str:
-    """The path as all nodes are to understand it; a URI stays as it is."""
-    return path if "://" in path else str(Path(path).expanduser().resolve())
 
 
 def show(findings: Sequence[Finding], console: Console | None = None) -> bool:

@@ -104,7 +104,7 @@ def _copy(folder: Folder, name: str, path: Path, sha256: str | None) -> None:
     fetched = path.with_name(f"{name}.fetched")
     folder.get(name, fetched)
     if sha256 is not None:
-        found = _hash(fetched)
+        found = sha256_of(fetched)
         if found != sha256:
             fetched.unlink()
             raise DataError(
@@ -122,7 +122,8 @@ def alone(path: Path) -> Iterator[None]:
         yield
 
 
-def _hash(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Returns the checksum of a file on this node, hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -5,6 +5,7 @@ Does not train and does not shuffle (`data.plan` and `data.stream` do).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,9 +53,13 @@ class EpochRows:
         self._by_id = np.argsort(self._ids)
         samples = settings.sampler.name != INSTANCE_BALANCED
         self._labels = labels_of(shards) if samples else None
+        self._plan_once = functools.lru_cache(maxsize=2)(self._make_plan)
 
     def plan(self, epoch: int) -> EpochPlan:
         """Returns which rows this rank trains in an epoch, and how often."""
+        return self._plan_once(epoch)  # the stream reads into the next epoch before that begins
+
+    def _make_plan(self, epoch: int) -> EpochPlan:
         at = self._settings
         return train_plan(
             self._shards.chunk_rows,

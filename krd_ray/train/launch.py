@@ -107,4 +107,4 @@ def first_cause(error: ray.exceptions.RayError | ray.train.TrainingFailedError) 
         lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
         return f"rank {rank}: {lines[-1]}"
     first, *_ = str(error).strip().splitlines() or [type(error).__name__]
-    return first if failures else f"{type(error).__name__}: {first}"
+    return f"{type(error).__name__}: {first}"

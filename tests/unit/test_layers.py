@@ -74,7 +74,7 @@ LAYERS = {
         f"atomic {SETTINGS} storage maths models data teacher train report",
         f"{NUMERIC} ray optuna pydantic rich yaml",
     ),
-    "doctor": layer(f"{SETTINGS} train", "ray rich pyarrow psutil torch"),
+    "doctor": layer(f"{SETTINGS} storage data train", "ray rich pyarrow psutil torch"),
     "demo": layer(f"{SETTINGS} storage maths models data teacher train tune report", ""),
     "cli": layer(
         f"{SETTINGS} storage maths models data teacher train tune report demo doctor", "typer click"

@@ -21,9 +21,10 @@ from rich.table import Table
 
 from krd_ray.config import RayConfig, Resources
 from krd_ray.data.shard_options import ShardOptions
+from krd_ray.data.shard_set import Batch, ShardSet
 from krd_ray.data.shards import write_shards
 from krd_ray.data.sources import SourceSpec, open_source
-from krd_ray.data.stream import Batch, ShardSet, eval_batches
+from krd_ray.data.stream import eval_batches
 from krd_ray.maths.rectify import Rectifier
 from krd_ray.maths.views import ViewSpec, train_view
 from krd_ray.models.registry import build_model

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.data_path.images import SIDE
-from benchmarks.data_path.loaders import WINDOW_ROWS, stream_part
+from benchmarks.data_path.loaders import EPOCHS, WINDOW_ROWS, stream_part
 from benchmarks.data_path.parts import rectify_calls, store_calls, view_calls
 from benchmarks.data_path.turns import BATCH, interleaved_ms
 from krd_ray.train.rundir import environment, write_json
@@ -80,7 +80,7 @@ def main(
         list[str] | None, typer.Option(help=f"one of {', '.join(PARTS)}; may be repeated")
     ] = None,
     rows: Annotated[int, typer.Option(help="images of the training split")] = 8192,
-    rounds: Annotated[int, typer.Option(min=1, help="epochs of each loader, after a warm-up")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="turns of each loader, after a warm-up")] = 5,
     out: Annotated[Path, typer.Option(help="where the figures go")] = RESULTS,
 ) -> None:
     """Measures the stream against torch's DataLoader, then views, target store and rectification by the batch."""
@@ -90,6 +90,7 @@ def main(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
     settings = {"batch": BATCH, "side": SIDE, "rows": rows, "window_rows": WINDOW_ROWS, "rounds": rounds}
+    settings |= {"epochs_per_turn": EPOCHS}
     result: dict[str, Any] = {"settings": settings, "environment": environment()}
     with tempfile.TemporaryDirectory() as folder:
         if "stream" in chosen:

@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 
 from krd_ray.data.shard_options import ShardOptions
+from krd_ray.data.shard_set import ShardSet
 from krd_ray.data.shards import write_shards
 from krd_ray.data.source_arrays import ArraySource
 from krd_ray.data.source_contract import RawSample
-from krd_ray.data.stream import ShardSet
 from krd_ray.maths.longtail import BoolArray
 
 SIDE, NUM_CLASSES = 32, 10

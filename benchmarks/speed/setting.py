@@ -18,10 +18,11 @@ from benchmarks.speed.cells import BATCH, SIDE, Cell
 from krd_ray.config import RunConfig, TrainConfig
 from krd_ray.config_loss import LossConfig
 from krd_ray.data.manifest import Manifest
+from krd_ray.data.reading import block_arrays
 from krd_ray.data.shard_options import ShardOptions
+from krd_ray.data.shard_set import Batch, ShardSet
 from krd_ray.data.shards import write_shards
 from krd_ray.data.sources import SourceSpec, open_source
-from krd_ray.data.stream import Batch, ShardSet, block_arrays
 from krd_ray.maths.views import ViewSpec, train_view
 from krd_ray.models.registry import build_model
 from krd_ray.teacher.weights import ModelCard, load_model, save_weights

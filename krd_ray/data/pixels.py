@@ -13,7 +13,8 @@ import numpy.typing as npt
 import ray
 
 from krd_ray.data.plan import IntArray
-from krd_ray.data.stream import ShardSet, block_arrays
+from krd_ray.data.reading import block_arrays
+from krd_ray.data.shard_set import ShardSet
 from krd_ray.errors import DataError
 
 MAPPED_BLOCKS = 4096

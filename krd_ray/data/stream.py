@@ -1,186 +1,64 @@
-"""Answers how shards become batches: Ray Data reads and decodes, this file shuffles and cuts.
+"""Answers in which order rows become batches: shuffled inside windows for training, in file order for evaluation.
 
-Does not write shards and knows neither teacher nor student. With cached blocks or read afresh each epoch, the
-batches are the same to the bit.
+Does not read (`reading` does) and knows neither teacher nor student. With cached blocks or read afresh, the batches
+are the same to the bit.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
-import ray
-from ray.data.block import BlockMetadata
-from ray.data.datasource import Datasource, ReadTask
 
-from krd_ray.data.images import decode_image
-from krd_ray.data.manifest import Manifest
-from krd_ray.data.plan import EpochPlan, IntArray, Piece, Repeats, eval_plan, shuffle_window
-from krd_ray.data.remote_errors import unwrapped
-from krd_ray.errors import DataError
+from krd_ray.data.plan import EpochPlan, IntArray, Repeats, eval_plan, shuffle_window
+from krd_ray.data.reading import blocks_of
+from krd_ray.data.shard_set import Batch, ShardSet
 from krd_ray.maths.samplers import view_of_copy
-from krd_ray.storage.node_copies import node_file
-from krd_ray.storage.places import Folder, join
-
-READ_CPUS = 0.25
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of one step: sample_id int64 [B], label int64 [B], image uint8 [B, side, side, 3] (RGB).
-
-    view_index int64 [B] says which view of each image is trained on; it is 0 in evaluation, which has one view.
-    """
-
-    sample_ids: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
-    images_BHWC: npt.NDArray[np.uint8]
-    view_index: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.sample_ids)
-
-
-@dataclass(frozen=True)
-class ShardSet:
-    """One split of a dataset as a worker sees it; `blocks` are its decoded chunks in the object store.
-
-    `root` is the folder of the shards, or its URI; a node that reads images of a shard at a URI copies it once.
-    """
-
-    root: str
-    files: tuple[str, ...]
-    file_groups: tuple[int, ...]
-    chunk_rows: tuple[int, ...]
-    side: int
-    encoded: bool
-    blocks: tuple[Any, ...] | None = None
-    checksums: tuple[str, ...] = ()
-
-    @classmethod
-    def open(cls, root: Path | str, manifest: Manifest, split: str, *, side: int | None = None) -> ShardSet:
-        """Describes a split by its manifest; nothing is read.
-
-        Raises:
-            DataError: the split is not in the manifest, or raw shards are asked for at another size.
-        """
-        if split not in manifest.splits:
-            raise DataError(f"{root}: there is no {split!r} split, only {', '.join(manifest.splits)}")
-        encoded = manifest.image.store == "encoded"
-        if not encoded and side not in (None, manifest.image.height):
-            raise DataError(
-                f"data.image_size is {side}, but the raw shards in {root} hold {manifest.image.height} px "
-                "images; write them again with another --image-size, or as --store encoded"
-            )
-        chosen = side or manifest.image.height
-        if chosen is None:
-            raise DataError(f"{root}: encoded images of any size; set data.image_size, the side to decode to")
-        shards = manifest.splits[split].shards
-        return cls(
-            root=str(root),
-            files=tuple(shard.file for shard in shards for _ in shard.row_groups),
-            file_groups=tuple(group for shard in shards for group in range(len(shard.row_groups))),
-            chunk_rows=tuple(rows for shard in shards for rows in shard.row_groups),
-            side=chosen,
-            encoded=encoded,
-            checksums=tuple(shard.sha256 for shard in shards for _ in shard.row_groups),
-        )
-
-    @property
-    def num_rows(self) -> int:
-        return sum(self.chunk_rows)
-
-    @property
-    def decoded_bytes(self) -> int:
-        return self.num_rows * (self.side * self.side * 3 + 12)
-
-
-def cache_blocks(shards: ShardSet) -> ShardSet:
-    """Reads and decodes the split once into the object store, by Ray Data; only references come back."""
-    pieces = [Piece(chunk, 0, rows) for chunk, rows in enumerate(shards.chunk_rows)]
-    with unwrapped():
-        blocks = tuple(_dataset(shards, pieces).materialize().to_arrow_refs())
-    if len(blocks) != len(pieces):
-        raise DataError(f"{shards.root}: Ray Data made {len(blocks)} blocks of {len(pieces)} row groups")
-    return ShardSet(**{**shards.__dict__, "blocks": blocks})
 
 
 def train_batches(
     shards: ShardSet,
-    plan: EpochPlan,
+    plans: Sequence[EpochPlan],
     *,
     batch_size: int,
     seed: int,
-    epoch: int,
+    first_epoch: int,
     rank: int,
     window_rows: int,
     cycle: int | None = None,
 ) -> Iterator[Batch]:
-    """Yields the plan's rows in shuffled batches: chunks in plan order, rows shuffled inside a window.
+    """Yields the rows of consecutive epochs in shuffled batches, read in one go.
 
-    A row that the plan repeats is read once and stands in memory once; its copy k takes view epoch + k.
+    Chunks come in plan order, rows are shuffled inside a window, and no batch holds rows of two epochs. A row that a
+    plan repeats is read once and stands in memory once; its copy k takes view epoch + k.
 
     Args:
         shards: the split.
-        plan: this rank's share, from `train_plan`.
-        batch_size: rows of a batch; the last one may be smaller.
-        seed, epoch, rank: name the shuffle.
+        plans: this rank's shares, from `train_plan`, of epochs first_epoch, first_epoch + 1, ...
+        batch_size: rows of a batch; the last one of an epoch may be smaller.
+        seed, first_epoch, rank: name the shuffle.
         window_rows: rows shuffled together; at least the rank's rows gives a full shuffle.
         cycle: number of different views per image; None: no bound.
     Returns:
-        Batches that together hold each row of the plan exactly as often as it says.
+        Batches that together hold each row of the plans exactly as often as they say.
     """
-    held: list[_Rows] = []
-    held_rows, window, left = 0, 0, plan.num_rows
-    for block, repeats in zip(_blocks(shards, plan.pieces), plan.repeats, strict=True):
-        held.append(_taken(block, repeats, epoch, cycle))
-        held_rows += len(held[-1])
-        left -= len(held[-1])
-        if held_rows >= window_rows or left == 0:
-            rows = _join(held)
-            order = shuffle_window(held_rows, seed=seed, epoch=epoch, rank=rank, window=window)
-            keep = held_rows % batch_size if left else 0
-            yield from _cut_batches(rows, order[: held_rows - keep], batch_size)
-            held = [_whole(rows.batch(order[held_rows - keep :]))] if keep else []
-            held_rows, window = keep, window + 1
+    blocks = blocks_of(shards, [piece for plan in plans for piece in plan.pieces])
+    for epoch, plan in enumerate(plans, first_epoch):
+        parts = (
+            _taken(block, repeats, epoch, cycle)
+            for block, repeats in zip(itertools.islice(blocks, len(plan.pieces)), plan.repeats, strict=True)
+        )
+        shuffle = functools.partial(shuffle_window, seed=seed, epoch=epoch, rank=rank)
+        yield from _shuffled(parts, plan.num_rows, batch_size, window_rows, shuffle)
 
 
 def eval_batches(shards: ShardSet, *, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
     """Yields this rank's part of the split in file order, each row once."""
-    for block in _blocks(shards, eval_plan(shards.chunk_rows, rank=rank, world=world)):
+    for block in blocks_of(shards, eval_plan(shards.chunk_rows, rank=rank, world=world)):
         yield from _cut_batches(_whole(block), np.arange(len(block)), batch_size)
-
-
-def sample_ids_of(shards: ShardSet) -> npt.NDArray[np.int64]:
-    """Returns the sample ids of the split in file order, int64 [N]; reads that one column only."""
-    return _column(shards, "sample_id")
-
-
-def labels_of(shards: ShardSet) -> npt.NDArray[np.int64]:
-    """Returns the labels of the split in file order, int64 [N]; reads that one column only."""
-    return _column(shards, "label")
-
-
-def _column(shards: ShardSet, name: str) -> npt.NDArray[np.int64]:
-    files = list(dict.fromkeys(shards.files))
-    folder = Folder.at(shards.root)
-    tables = []
-    for file in files:
-        try:
-            with folder.open(file) as content:
-                tables.append(pq.read_table(content, columns=[name]))
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(
-                f"{join(shards.root, file)}: cannot be read ({error}); copy it there again"
-            ) from error
-    return np.asarray(pa.concat_tables(tables)[name].to_numpy(), np.int64)
 
 
 @dataclass(frozen=True)
@@ -203,6 +81,29 @@ class _Rows:
             images.images_BHWC[index],
             self.view_index[places],
         )
+
+
+def _shuffled(
+    parts: Iterator[_Rows],
+    num_rows: int,
+    batch_size: int,
+    window_rows: int,
+    shuffle: Callable[..., IntArray],
+) -> Iterator[Batch]:
+    """One epoch's batches; rows that do not fill a batch go on into the next window."""
+    held: list[_Rows] = []
+    held_rows, window, left = 0, 0, num_rows
+    for part in parts:
+        held.append(part)
+        held_rows += len(part)
+        left -= len(part)
+        if held_rows >= window_rows or left == 0:
+            rows = _join(held)
+            order = shuffle(held_rows, window=window)
+            keep = held_rows % batch_size if left else 0
+            yield from _cut_batches(rows, order[: held_rows - keep], batch_size)
+            held = [_whole(rows.batch(order[held_rows - keep :]))] if keep else []
+            held_rows, window = keep, window + 1
 
 
 def _whole(block: Batch) -> _Rows:
@@ -239,94 +140,3 @@ def _join(parts: Sequence[_Rows]) -> _Rows:
         np.concatenate([part.index + offset for part, offset in zip(parts, first.tolist(), strict=True)]),
         np.concatenate([part.view_index for part in parts]),
     )
-
-
-def _blocks(shards: ShardSet, pieces: Sequence[Piece]) -> Iterator[Batch]:
-    """The pieces as arrays, from the object store where they are cached, else read by Ray Data."""
-    if shards.blocks is None:
-        tables: Iterable[pa.Table] = _dataset(shards, pieces).iter_batches(
-            batch_size=None, batch_format="pyarrow", prefetch_batches=2
-        )
-    else:
-        tables = (ray.get(shards.blocks[p.chunk]).slice(p.start, p.num_rows) for p in pieces)
-    with unwrapped():
-        for table in tables:
-            yield block_arrays(table, shards.side)
-
-
-def block_arrays(table: pa.Table, side: int) -> Batch:
-    """Views of the table's memory where it is one chunk; nothing is copied but labels."""
-    column = table["image"].combine_chunks()
-    image = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    row_bytes = side * side * 3
-    flat = np.frombuffer(image.buffers()[1], dtype=np.uint8)
-    flat = flat[image.offset * row_bytes : (image.offset + len(image)) * row_bytes]
-    return Batch(
-        table["sample_id"].to_numpy(),
-        table["label"].to_numpy().astype(np.int64),
-        flat.reshape(len(image), side, side, 3),
-        np.zeros(len(image), np.int64),
-    )
-
-
-class _Chunks(Datasource):
-    """Row groups as a Ray Data source: one read task and one block per piece, in the given order."""
-
-    def __init__(self, shards: ShardSet, pieces: Sequence[Piece]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._shards, self._pieces = shards, pieces
-
-    def estimate_inmemory_data_size(self) -> int:
-        return self._shards.decoded_bytes
-
-    def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
-    ) -> list[ReadTask]:
-        del parallelism, per_task_row_limit, data_context  # one task per piece keeps the order known
-        row_bytes = self._shards.side**2 * 3 + 12
-        return [
-            ReadTask(
-                functools.partial(read_piece, self._shards, piece),
-                BlockMetadata(piece.num_rows, piece.num_rows * row_bytes, None, None),
-            )
-            for piece in self._pieces
-        ]
-
-
-def _dataset(shards: ShardSet, pieces: Sequence[Piece]) -> Any:
-    """One block per piece, in their order; settings are made on this dataset's own context."""
-    dataset = ray.data.read_datasource(
-        _Chunks(shards, pieces), override_num_blocks=len(pieces), num_cpus=READ_CPUS
-    )
-    dataset.context.execution_options.preserve_order = True
-    dataset.context.enable_progress_bars = False
-    dataset.context.target_max_block_size = None  # else Ray Data cuts pieces above some 190 MB in two
-    return dataset
-
-
-def read_piece(shards: ShardSet, piece: Piece) -> list[pa.Table]:
-    """Reads one row group, decodes it if need be and cuts the rows out; runs in a Ray task."""
-    file = shards.files[piece.chunk]
-    place = join(shards.root, file)
-    where = f"{place}, row group {shards.file_groups[piece.chunk]}"
-    try:
-        with pq.ParquetFile(node_file(place, sha256=shards.checksums[piece.chunk])) as parquet:
-            table = parquet.read_row_group(
-                shards.file_groups[piece.chunk], columns=["sample_id", "label", "image"]
-            )
-    except (OSError, pa.ArrowInvalid, KeyError) as error:
-        raise DataError(
-            f"{where}: cannot be read ({error}); write the shards again with `krd shards`"
-        ) from error
-    table = table.slice(piece.start, piece.num_rows)
-    return [_decode(table, shards.side, where) if shards.encoded else table.combine_chunks()]
-
-
-def _decode(table: pa.Table, side: int, where: str) -> pa.Table:
-    ids = table["sample_id"].to_pylist()
-    images = [
-        decode_image(data, side, where=f"{where}, sample {ids[row]}").tobytes()
-        for row, data in enumerate(table["image"].to_pylist())
-    ]
-    column = pa.array(images, type=pa.binary(side * side * 3))
-    return table.set_column(table.schema.get_field_index("image"), "image", column)

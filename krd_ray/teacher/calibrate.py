@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from krd_ray.data.stream import Batch
+from krd_ray.data.shard_set import Batch
 from krd_ray.errors import TeacherError
 from krd_ray.maths.calibration import Calibration
 from krd_ray.storage.node_copies import exists, node_file, writing

@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
 from krd_ray.data.remote_errors import own_error
-from krd_ray.data.stream import Batch
+from krd_ray.data.shard_set import Batch
 from krd_ray.errors import TeacherError
 from krd_ray.maths.rectify import Rectifier
 from krd_ray.teacher.homes import home_of

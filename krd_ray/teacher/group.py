@@ -17,7 +17,7 @@ import ray
 from krd_ray.config import Resources
 from krd_ray.config_resources import SoftStrategy
 from krd_ray.data.remote_errors import own_error, unwrapped
-from krd_ray.data.stream import ShardSet
+from krd_ray.data.shard_set import ShardSet
 from krd_ray.errors import TeacherError
 from krd_ray.storage.node_copies import writing
 from krd_ray.storage.places import join

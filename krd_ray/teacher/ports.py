@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 import ray
 
-from krd_ray.data.stream import sample_ids_of
+from krd_ray.data.shard_set import sample_ids_of
 from krd_ray.errors import TeacherError
 from krd_ray.storage.places import join
 from krd_ray.teacher.answers import Answers

@@ -20,7 +20,8 @@ import ray
 import torch
 
 from krd_ray.data.pixels import CachedPixels
-from krd_ray.data.stream import ShardSet, eval_batches, sample_ids_of
+from krd_ray.data.shard_set import ShardSet, sample_ids_of
+from krd_ray.data.stream import eval_batches
 from krd_ray.maths.calibration import Calibration
 from krd_ray.storage.working_copy import working_copy
 from krd_ray.teacher.answers import Answers

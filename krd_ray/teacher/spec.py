@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import nn
 
-from krd_ray.data.stream import ShardSet
+from krd_ray.data.shard_set import ShardSet
 from krd_ray.maths.priors import PriorKind
 from krd_ray.maths.views import ViewSpec
 from krd_ray.models.outputs import feature_dim_of

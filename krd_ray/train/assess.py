@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from krd_ray.config_io import load_config
-from krd_ray.data.stream import ShardSet
+from krd_ray.data.shard_set import ShardSet
 from krd_ray.errors import DataError, RunError
 from krd_ray.train.cluster import connected
 from krd_ray.train.evaluate import evaluate_and_time

@@ -18,7 +18,8 @@ import torch
 
 from krd_ray.config import Resources, RunConfig, StudentConfig, TrainConfig
 from krd_ray.data.plan import Piece
-from krd_ray.data.stream import Batch, ShardSet, block_arrays, read_piece
+from krd_ray.data.reading import block_arrays, read_piece
+from krd_ray.data.shard_set import Batch, ShardSet
 from krd_ray.errors import ResourceError
 from krd_ray.maths.samplers import INSTANCE_BALANCED, view_of_copy
 from krd_ray.maths.transfer import on_device
@@ -119,8 +120,8 @@ def first_rows(shards: ShardSet, num_rows: int) -> Batch:
     for chunk, rows in enumerate(shards.chunk_rows):
         missing = num_rows - sum(map(len, parts))
         if missing > 0:
-            tables = read_piece(shards, Piece(chunk, 0, min(rows, missing)))
-            parts += [block_arrays(table, shards.side) for table in tables]
+            table = read_piece(shards, Piece(chunk, 0, min(rows, missing)))
+            parts.append(block_arrays(table, shards.side))
     index = np.arange(num_rows) % sum(map(len, parts))
     return Batch(
         np.concatenate([part.sample_ids for part in parts])[index],

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from krd_ray.data.plan import IntArray
-from krd_ray.data.stream import Batch
+from krd_ray.data.shard_set import Batch
 from krd_ray.teacher.client import ClientStats
 from krd_ray.teacher.stats import process_memory
 from krd_ray.train.reduce import sum_over_ranks

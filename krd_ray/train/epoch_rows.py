@@ -15,9 +15,12 @@ import torch
 
 from krd_ray.config import SamplerConfig
 from krd_ray.data.plan import EpochPlan, IntArray, train_plan
-from krd_ray.data.stream import Batch, ShardSet, labels_of, sample_ids_of, train_batches
+from krd_ray.data.shard_set import Batch, ShardSet, labels_of, sample_ids_of
+from krd_ray.data.stream import train_batches
 from krd_ray.maths.samplers import INSTANCE_BALANCED, SAMPLERS, copies_in_epoch
 from krd_ray.train.reduce import coverage
+
+ROWS_PER_RUN = 1 << 18  # of Ray Data, so that the plans of its epochs take a few MB at most
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,14 @@ class EpochRows:
         self._by_id = np.argsort(self._ids)
         samples = settings.sampler.name != INSTANCE_BALANCED
         self._labels = labels_of(shards) if samples else None
-        self._plan_once = functools.lru_cache(maxsize=2)(self._make_plan)
+        streamed = shards.blocks is None
+        self._epochs_per_run = max(1, ROWS_PER_RUN // max(1, shards.num_rows)) if streamed else 1
+        # What is read ahead is asked for again when its epoch begins, perhaps in the next run.
+        self._plan_once = functools.lru_cache(maxsize=self._epochs_per_run + 2)(self._make_plan)
 
     def plan(self, epoch: int) -> EpochPlan:
         """Returns which rows this rank trains in an epoch, and how often."""
-        return self._plan_once(epoch)  # the stream reads into the next epoch before that begins
+        return self._plan_once(epoch)
 
     def _make_plan(self, epoch: int) -> EpochPlan:
         at = self._settings
@@ -75,15 +81,19 @@ class EpochRows:
         return -(-plan.num_rows // self._settings.batch_size)
 
     def batches(self, first: int, end: int) -> Iterator[Batch]:
-        """Yields the rows of epochs first, ..., end - 1 in shuffled batches, each row with its view index."""
+        """Yields the rows of epochs first, ..., end - 1 in shuffled batches, each row with its view index.
+
+        Where Ray Data reads them, several short epochs are one run of it: starting takes some 0.15 s.
+        """
         at = self._settings
-        for epoch in range(first, end):
+        for start in range(first, end, self._epochs_per_run):
+            stop = min(start + self._epochs_per_run, end)
             yield from train_batches(
                 self._shards,
-                self.plan(epoch),
+                [self.plan(epoch) for epoch in range(start, stop)],
                 batch_size=at.batch_size,
                 seed=at.seed,
-                epoch=epoch,
+                first_epoch=start,
                 rank=at.rank,
                 window_rows=at.window_rows,
                 cycle=at.cycle,

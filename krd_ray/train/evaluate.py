@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from krd_ray.data.stream import ShardSet, eval_batches
+from krd_ray.data.shard_set import ShardSet
+from krd_ray.data.stream import eval_batches
 from krd_ray.maths.metrics import EvalCounts, count_batch
 from krd_ray.maths.transfer import on_device
 from krd_ray.maths.views import ViewSpec, eval_view

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from krd_ray.config import RunConfig, TeacherConfig
-from krd_ray.data.stream import cache_blocks
+from krd_ray.data.reading import cache_blocks
 from krd_ray.errors import ConfigError, ResourceError
 from krd_ray.storage.places import absolute
 from krd_ray.train.cluster import connected, fits_cache, living_nodes

@@ -20,7 +20,7 @@ from torch import nn
 
 from krd_ray.config import TrainConfig
 from krd_ray.config_loss import LossConfig
-from krd_ray.data.stream import Batch, ShardSet
+from krd_ray.data.shard_set import Batch, ShardSet
 from krd_ray.errors import KrdError, NonFiniteLossError, RunError, StorageError
 from krd_ray.maths.transfer import on_device
 from krd_ray.maths.views import ViewSpec, train_view

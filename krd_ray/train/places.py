@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from krd_ray.config import Resources, RunConfig, StudentConfig
 from krd_ray.config_resources import has_labels, one_of
-from krd_ray.data.stream import READ_CPUS
+from krd_ray.data.reading import READ_CPUS
 from krd_ray.errors import ResourceError
 
 MOST_LINES = 8

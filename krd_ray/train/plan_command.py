@@ -16,7 +16,7 @@ from rich.table import Table
 
 from krd_ray.config import RunConfig, StudentConfig
 from krd_ray.config_io import load_config
-from krd_ray.data.stream import READ_CPUS
+from krd_ray.data.reading import READ_CPUS
 from krd_ray.errors import ConfigError
 from krd_ray.train.costs import Costs, count_views, measure_costs, num_gpus_here, taught_of
 from krd_ray.train.plan_warnings import plan_warnings

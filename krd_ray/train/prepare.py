@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from krd_ray.config import RunConfig, StudentConfig, TrainConfig, ViewsConfig
 from krd_ray.data.manifest import Manifest
-from krd_ray.data.stream import ShardSet
+from krd_ray.data.shard_set import ShardSet
 from krd_ray.data.verify import verify_dataset
 from krd_ray.errors import ConfigError
 from krd_ray.maths.views import ViewSpec

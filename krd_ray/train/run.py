@@ -15,7 +15,7 @@ from typing import Any
 from krd_ray.atomic import write_text
 from krd_ray.config import RunConfig, StudentConfig
 from krd_ray.config_io import dump_config, load_config
-from krd_ray.data.stream import cache_blocks
+from krd_ray.data.reading import cache_blocks
 from krd_ray.errors import DiskFullError, Interrupted, RunError
 from krd_ray.storage.places import split
 from krd_ray.teacher.messages import RECEIVED_BYTES

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from krd_ray.config import StudentConfig, TeacherConfig
-from krd_ray.data.stream import sample_ids_of
+from krd_ray.data.shard_set import sample_ids_of
 from krd_ray.errors import ResourceError, TeacherError
 from krd_ray.maths.priors import PriorKind
 from krd_ray.storage.places import absolute, join, split

@@ -28,10 +28,12 @@ from torch.nn import functional
 
 from krd_ray.config import RayConfig, Resources
 from krd_ray.data.manifest import Manifest
+from krd_ray.data.reading import cache_blocks
 from krd_ray.data.shard_options import ShardOptions
+from krd_ray.data.shard_set import Batch, ShardSet
 from krd_ray.data.shards import write_shards
 from krd_ray.data.sources import SourceSpec, open_source
-from krd_ray.data.stream import Batch, ShardSet, cache_blocks, eval_batches
+from krd_ray.data.stream import eval_batches
 from krd_ray.maths.rectify import Rectifier
 from krd_ray.maths.views import ViewSpec, train_view
 from krd_ray.models.registry import build_model

@@ -18,7 +18,7 @@ import ray
 import torch
 
 from krd_ray.data.pixels import CachedPixels
-from krd_ray.data.stream import Batch, ShardSet, sample_ids_of
+from krd_ray.data.shard_set import Batch, ShardSet, sample_ids_of
 from krd_ray.errors import DataError, TeacherError
 from krd_ray.maths.rectify import Rectifier
 from krd_ray.teacher.client import TeacherClient

@@ -17,14 +17,9 @@ import ray
 from PIL import Image
 
 from krd_ray.data.plan import train_plan
-from krd_ray.data.stream import (
-    Batch,
-    ShardSet,
-    cache_blocks,
-    eval_batches,
-    sample_ids_of,
-    train_batches,
-)
+from krd_ray.data.reading import cache_blocks, tasks_of
+from krd_ray.data.shard_set import Batch, ShardSet, sample_ids_of
+from krd_ray.data.stream import eval_batches, train_batches
 from krd_ray.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -36,7 +31,7 @@ def epoch_of(
 ) -> list[Batch]:
     plan = train_plan(shards.chunk_rows, seed=seed, epoch=epoch, rank=rank, world=world)
     batches = train_batches(
-        shards, plan, batch_size=24, seed=seed, epoch=epoch, rank=rank, window_rows=window
+        shards, [plan], batch_size=24, seed=seed, first_epoch=epoch, rank=rank, window_rows=window
     )
     return list(batches)
 
@@ -76,6 +71,17 @@ def test_cached_streamed_raw_and_encoded_batches_are_the_same_to_the_bit(
     assert same(epoch_of(digits.encoded, window=window), expected)
     if window == 50:
         assert same(epoch_of(cache_blocks(digits.encoded), window=window), expected)
+
+
+def test_many_epochs_in_one_run_of_ray_data_are_those_read_one_by_one(digits: Any, cached: ShardSet) -> None:
+    """Small row groups are then read several to a task."""
+    apart = [batch for epoch in range(3, 7) for batch in epoch_of(cached, epoch=epoch, window=50)]
+    for shards in (digits.raw, digits.encoded):
+        plans = [train_plan(shards.chunk_rows, seed=3, epoch=e, rank=0, world=1) for e in range(3, 7)]
+        pieces = [piece for plan in plans for piece in plan.pieces]
+        assert max(map(len, tasks_of(pieces, shards.row_bytes))) > 4
+        together = train_batches(shards, plans, batch_size=24, seed=3, first_epoch=3, rank=0, window_rows=50)
+        assert same(list(together), apart)
 
 
 def test_every_row_of_a_batch_is_what_the_shard_holds(digits: Any, cached: ShardSet) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from krd_ray.config import Resources, SamplerConfig, TrainConfig
 from krd_ray.config_loss import LossConfig
-from krd_ray.data.stream import ShardSet
+from krd_ray.data.shard_set import ShardSet
 from krd_ray.teacher.messages import RECEIVED_BYTES
 from krd_ray.teacher.ports import TeacherLink
 from krd_ray.train.loop import WorkerSpec

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import ray
 
-from krd_ray.data.stream import Batch
+from krd_ray.data.shard_set import Batch
 from krd_ray.errors import TeacherError
 from krd_ray.maths.rectify import Rectifier
 from krd_ray.teacher import messages

@@ -15,7 +15,7 @@ import pytest
 import ray
 import torch
 
-from krd_ray.data.stream import Batch
+from krd_ray.data.shard_set import Batch
 from krd_ray.errors import TeacherError
 from krd_ray.maths.rectify import Rectifier, log_class_prior, rectify_features, rectify_logits
 from krd_ray.teacher import messages

@@ -17,13 +17,15 @@ import pytest
 import torch
 
 from krd_ray.config import SamplerConfig
-from krd_ray.data import stream
+from krd_ray.data import reading, stream
 from krd_ray.data.plan import Piece, train_plan
 from krd_ray.data.shard_options import ShardOptions
+from krd_ray.data.shard_set import Batch, ShardSet, sample_ids_of
 from krd_ray.data.shards import write_shards
 from krd_ray.data.sources import SourceSpec, open_source
-from krd_ray.data.stream import Batch, ShardSet, train_batches
+from krd_ray.data.stream import train_batches
 from krd_ray.maths.samplers import SAMPLERS, expected_copies
+from krd_ray.train import epoch_rows
 from krd_ray.train.epoch_rows import EpochRows, RowSettings
 
 CPU = torch.device("cpu")
@@ -50,10 +52,10 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Piece]:
     def blocks(shards: ShardSet, pieces: Sequence[Piece]) -> Iterator[Batch]:
         for piece in pieces:
             done.append(piece)
-            (table,) = stream.read_piece(shards, piece)
-            yield stream.block_arrays(table, shards.side)
+            table = reading.read_piece(shards, piece)
+            yield reading.block_arrays(table, shards.side)
 
-    monkeypatch.setattr(stream, "_blocks", blocks)
+    monkeypatch.setattr(stream, "blocks_of", blocks)
     return done
 
 
@@ -104,7 +106,7 @@ def test_batches_without_a_sampler_stay_what_they_were(
     chunk_rows: tuple[int, ...], digest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Recorded before there were samplers, over ranks, epochs and windows."""
-    monkeypatch.setattr(stream, "_blocks", made_up_blocks)
+    monkeypatch.setattr(stream, "blocks_of", made_up_blocks)
     shards = ShardSet("", ("",) * len(chunk_rows), tuple(range(len(chunk_rows))), chunk_rows, 2, False)
     lines = []
     for world, epoch in [(world, epoch) for world in (1, 2, 3, 5) for epoch in (0, 1, 7)]:
@@ -112,7 +114,7 @@ def test_batches_without_a_sampler_stay_what_they_were(
             plan = train_plan(chunk_rows, seed=11, epoch=epoch, rank=rank, world=world)
             for window in (20, 1000):
                 for batch in train_batches(
-                    shards, plan, batch_size=8, seed=11, epoch=epoch, rank=rank, window_rows=window
+                    shards, [plan], batch_size=8, seed=11, first_epoch=epoch, rank=rank, window_rows=window
                 ):
                     assert (batch.view_index == epoch).all()
                     pixels = batch.images_BHWC[:, 0, 0, 0].tolist()
@@ -139,7 +141,7 @@ def test_batches_hold_every_copy_in_its_own_view_and_read_each_piece_once(
         assert len(sizes) == rows.num_batches(plan)
         assert sizes[-1] == plan.num_rows - 24 * (len(sizes) - 1)
     batches = [batch for own in by_rank for batch in own]
-    ids = stream.sample_ids_of(shards).tolist()
+    ids = sample_ids_of(shards).tolist()
     wanted = Counter(
         {(ids[row], epoch + copy): 1 for row, n in enumerate(plan.times.tolist()) for copy in range(n)}
     )
@@ -169,20 +171,33 @@ def test_images_that_an_epoch_does_not_take_are_not_held(digits: tuple[ShardSet,
     plan, held = rows.plan(0), 0
     for piece, repeats in zip(plan.pieces, plan.repeats, strict=True):
         assert repeats is not None
-        (table,) = stream.read_piece(shards, piece)
-        taken = stream._taken(stream.block_arrays(table, shards.side), repeats, 0, None)
+        table = reading.read_piece(shards, piece)
+        taken = stream._taken(reading.block_arrays(table, shards.side), repeats, 0, None)
         assert len(taken.images) == len(set(repeats.rows.tolist()))
         assert len(taken) == len(repeats.rows)
         held += len(taken.images)
     assert held == (plan.times > 0).sum() < sum(piece.num_rows for piece in plan.pieces)
 
 
-def test_epochs_follow_each_other_without_a_gap(digits: tuple[ShardSet, tuple[int, ...]]) -> None:
+@pytest.mark.parametrize("rows_per_run", [1, 1000, 1 << 18])
+def test_epochs_follow_each_other_without_a_gap_however_many_are_read_in_one_go(
+    digits: tuple[ShardSet, tuple[int, ...]],
+    reads: list[Piece],
+    rows_per_run: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    apart = [b.sample_ids.tolist() for e in range(2, 7) for b in rows_of(digits).batches(e, e + 1)]
+    once, runs = list(reads), []
+    monkeypatch.setattr(epoch_rows, "ROWS_PER_RUN", rows_per_run)
+    read = stream.blocks_of
+    monkeypatch.setattr(stream, "blocks_of", lambda *asked: runs.append(asked) or read(*asked))
     rows = rows_of(digits)
-    together = [batch.sample_ids.tolist() for batch in rows.batches(2, 5)]
-    apart = [batch.sample_ids.tolist() for epoch in (2, 3, 4) for batch in rows.batches(epoch, epoch + 1)]
+    reads.clear()
+    together = [batch.sample_ids.tolist() for batch in rows.batches(2, 7)]
     assert together == apart
-    assert len(together) == sum(rows.num_batches(rows.plan(epoch)) for epoch in (2, 3, 4))
+    assert reads == once
+    assert len(together) == sum(rows.num_batches(rows.plan(epoch)) for epoch in range(2, 7))
+    assert len(runs) == {1: 5, 1000: 3, 1 << 18: 1}[rows_per_run], "some 400 rows in an epoch"
 
 
 @pytest.mark.parametrize("name", ["square_root", "class_balanced"])
@@ -235,4 +250,4 @@ def test_coverage_is_whole_for_what_was_planned_and_says_what_was_not_trained(
 
 
 def digits_ids(digits: tuple[ShardSet, tuple[int, ...]]) -> np.ndarray:
-    return stream.sample_ids_of(digits[0])
+    return sample_ids_of(digits[0])

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from krd_ray.config import Resources, TrainConfig
 from krd_ray.config_loss import LossConfig
-from krd_ray.data.stream import Batch
+from krd_ray.data.shard_set import Batch
 from krd_ray.errors import RunError
 from krd_ray.models.registry import describe_model
 from krd_ray.teacher.client import ClientStats

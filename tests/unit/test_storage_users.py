@@ -12,10 +12,11 @@ import pytest
 from krd_ray.config_io import parse_config
 from krd_ray.data.manifest import Manifest
 from krd_ray.data.plan import Piece
+from krd_ray.data.reading import read_piece
 from krd_ray.data.shard_options import ShardOptions
+from krd_ray.data.shard_set import ShardSet, labels_of, sample_ids_of
 from krd_ray.data.shards import write_shards, write_shards_at
 from krd_ray.data.sources import SourceSpec, open_source
-from krd_ray.data.stream import ShardSet, labels_of, read_piece, sample_ids_of
 from krd_ray.data.verify import verify_dataset
 from krd_ray.errors import ConfigError, DataError, RunError, StorageError
 from krd_ray.models.registry import build_model

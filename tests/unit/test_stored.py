@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from krd_ray.config import RunConfig
-from krd_ray.data.stream import ShardSet
+from krd_ray.data.shard_set import ShardSet
 from krd_ray.errors import ConfigError, DataError, TeacherError
 from krd_ray.maths.views import ViewSpec
 from krd_ray.teacher.homes import home_of

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from krd_ray.data.stream import Batch
+from krd_ray.data.shard_set import Batch
 from krd_ray.errors import ConfigError, TeacherError
 from krd_ray.maths.rectify import Rectifier
 from krd_ray.maths.views import ViewSpec, eval_view, train_view

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from krd_ray.data.stream import Batch
+from krd_ray.data.shard_set import Batch
 from krd_ray.maths.rectify import Rectifier
 from krd_ray.teacher.client import TeacherClient
 from krd_ray.teacher.messages import SoftTargets, TargetRequest

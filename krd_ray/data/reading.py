@@ -25,8 +25,6 @@ from krd_ray.storage.node_copies import node_file
 from krd_ray.storage.places import join
 
 READ_CPUS = 0.25
-
-
 # Decoded. Ray Data spends some 10 ms on each task, as long as reading 1,000 raw CIFAR images takes.
 TASK_BYTES = 32 << 20
 
@@ -56,9 +54,9 @@ def block_arrays(table: pa.Table, side: int) -> Batch:
     """Views of the table's memory where it is one chunk; nothing is copied but labels."""
     column = table["image"]
     image = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which always copies
-    row_bytes = side * side * 3
+    image_bytes = side * side * 3  # not ShardSet.row_bytes, which counts id and label too
     flat = np.frombuffer(image.buffers()[1], dtype=np.uint8)
-    flat = flat[image.offset * row_bytes : (image.offset + len(image)) * row_bytes]
+    flat = flat[image.offset * image_bytes : (image.offset + len(image)) * image_bytes]
     return Batch(
         table["sample_id"].to_numpy(),
         table["label"].to_numpy().astype(np.int64),
@@ -77,14 +75,18 @@ def tasks_of(pieces: Sequence[Piece], row_bytes: int) -> Iterator[tuple[Piece, .
         >>> [len(task) for task in tasks_of(pieces, row_bytes=3072)]
         [1, 2, 4, 2]
     """
-    start, limit = 0, 0
-    while start < len(pieces):
-        stop, held = start + 1, pieces[start].num_rows * row_bytes
-        while stop < len(pieces) and held + pieces[stop].num_rows * row_bytes <= limit:
-            held += pieces[stop].num_rows * row_bytes
-            stop += 1
-        yield tuple(pieces[start:stop])
-        start, limit = stop, min(2 * max(held, limit), TASK_BYTES)
+    task: list[Piece] = []
+    held, limit = 0, 0
+    for piece in pieces:
+        size = piece.num_rows * row_bytes
+        if task and held + size > limit:
+            yield tuple(task)
+            limit = min(2 * max(held, limit), TASK_BYTES)
+            task, held = [], 0
+        task.append(piece)
+        held += size
+    if task:
+        yield tuple(task)
 
 
 def read_piece(shards: ShardSet, piece: Piece) -> pa.Table:

@@ -1,6 +1,6 @@
 """Answers how many copies of each sample an epoch holds: samplers by class that keep no state, so that they stream.
 
-Does not order or read rows (`data.plan` and `data.stream` do). The number of a sample's copies is a pure function of
+Does not order or read rows (`data.plan`, `data.reading` do). The number of a sample's copies is a pure function of
 its id, its class and the epoch: every rank, every retry and every student with the same seed finds the same.
 """
 

@@ -98,6 +98,7 @@ def actor_ms(folder: Path) -> dict[str, float]:
         disk_bytes=0,
         persist=False,
         precision="fp32",
+        compile="off",
         num_threads=1,
         device="cpu",
         store_dir=str(folder / "store"),

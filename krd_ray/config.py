@@ -89,6 +89,11 @@ class TeacherConfig(Strict):
         300.0, description="a student waits this long for an answer, restarts included"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPU, fp32 on CPU")
+    compile: Literal["auto", "off", "cuda_graph", "inductor"] = Field(
+        "auto",
+        description="cuda_graph: record the forward once, replay it; inductor: torch.compile it before, which "
+        "needs a C++ compiler or Triton; auto: cuda_graph on GPU, off on CPU",
+    )
     num_threads: Count | None = Field(None, description="CPU threads; null: num_cpus rounded up")
     min_accuracy: Fraction | None = Field(
         None, description="self-test on training images; null: twice the accuracy of guessing"

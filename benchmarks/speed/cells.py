@@ -1,4 +1,4 @@
-"""Answers what the speed benchmark measures: which teacher teaches which students, how many, from which views.
+"""Answers what the speed benchmark measures: which teacher teaches how many of which students, on which machine.
 
 Does not run anything.
 """
@@ -7,9 +7,73 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SIDE = 32
-BATCH = 128
 WARM_UP_EPOCHS = 1
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What all contenders of a cell compute on, and with.
+
+    Args:
+        device: `cpu` or `cuda`.
+        side, images: of the training images, in pixels; None: scikit-learn's digits, else so many of noise.
+        batch, micro_batch: of the students and of the teacher.
+        resources: that each process of a run reserves.
+        num_cpus: of the cluster.
+        cost: what an epoch costs: `cpu_s`, or `wall_s` where one card does all the work.
+        copies: of a plain contender at the same time, so that all cores are as busy as in a run.
+        precision, channels_last: of students and teacher.
+        compile: of the teacher.
+        store_bytes: of its memory; more than all targets of a run take.
+    """
+
+    device: str
+    side: int
+    images: int | None
+    batch: int
+    micro_batch: int
+    resources: dict[str, float]
+    num_cpus: int
+    cost: str
+    copies: int
+    precision: str
+    channels_last: bool
+    compile: str
+    store_bytes: int
+
+
+MACHINES = {
+    "cpu": Machine(
+        device="cpu",
+        side=32,
+        images=None,
+        batch=128,
+        micro_batch=128,
+        resources={"num_cpus": 0.2},
+        num_cpus=2,
+        cost="cpu_s",
+        copies=2,
+        precision="fp32",
+        channels_last=False,
+        compile="off",
+        store_bytes=64 << 20,
+    ),
+    "gpu": Machine(
+        device="cuda",
+        side=224,
+        images=4096,
+        batch=128,
+        micro_batch=128,
+        resources={"num_cpus": 1, "num_gpus": 0.1},
+        num_cpus=16,
+        cost="wall_s",
+        copies=1,
+        precision="bf16",
+        channels_last=True,
+        compile="cuda_graph",
+        store_bytes=1 << 30,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -21,7 +85,9 @@ class Cell:
         num_students: N.
         cycle: number of different views; None: a new one each epoch.
         placement: of the teacher.
-        epochs: of the run, the first of which warms up.
+        epochs: of each run, the first of which warms up.
+        rounds: runs, each between two measurements of the plain contenders.
+        on: machine.
     """
 
     teacher: str
@@ -29,22 +95,30 @@ class Cell:
     num_students: int
     cycle: int | None = None
     placement: str = "actors"
-    epochs: int = WARM_UP_EPOCHS + 5
+    epochs: int = WARM_UP_EPOCHS + 2
+    rounds: int = 5
+    on: str = "cpu"
 
+    @property
+    def machine(self) -> Machine:
+        return MACHINES[self.on]
+
+
+DEAR, CHEAP = "torchvision:resnet152", "torchvision:resnet18"
+GPU_EPOCHS = WARM_UP_EPOCHS + 3
 
 # On one thread a forward of resnet8x4, resnet20 costs about 4 times, as much as a step of resnet8; a forward of
 # resnet8x4 about 16 times a step of resnet8_w4. The measured ratio stands in the table.
 CELLS: dict[str, Cell] = {
-    "n4-ratio4": Cell("resnet8x4", "resnet8", 4),
     "n1-ratio4": Cell("resnet8x4", "resnet8", 1),
-    "n1-ratio4-in-process": Cell("resnet8x4", "resnet8", 1, placement="in_process"),
-    "n1-ratio4-stored": Cell(
-        "resnet8x4", "resnet8", 1, cycle=2, placement="stored", epochs=WARM_UP_EPOCHS + 8
-    ),
+    "n4-ratio4": Cell("resnet8x4", "resnet8", 4),
+    "n8-ratio4": Cell("resnet8x4", "resnet8", 8),
+    "n4-ratio16": Cell("resnet8x4", "resnet8_w4", 4),
     "n2-ratio4": Cell("resnet8x4", "resnet8", 2),
-    "n8-ratio4": Cell("resnet8x4", "resnet8", 8, epochs=WARM_UP_EPOCHS + 3),
-    "n4-ratio1": Cell("resnet20", "resnet8", 4, epochs=WARM_UP_EPOCHS + 3),
-    "n4-ratio16": Cell("resnet8x4", "resnet8_w4", 4, epochs=WARM_UP_EPOCHS + 3),
-    "n4-ratio4-views4": Cell("resnet8x4", "resnet8", 4, cycle=4, epochs=8),
-    "n2-20-epochs": Cell("resnet20", "resnet8_w4", 2, epochs=WARM_UP_EPOCHS + 20),
-}
+    "n4-ratio1": Cell("resnet20", "resnet8", 4),
+    "n4-ratio4-views4": Cell("resnet8x4", "resnet8", 4, cycle=4, epochs=8, rounds=3),
+    "n1-ratio4-in-process": Cell("resnet8x4", "resnet8", 1, placement="in_process"),
+    "n1-ratio4-stored": Cell("resnet8x4", "resnet8", 1, cycle=2, placement="stored", epochs=WARM_UP_EPOCHS + 4),
+    "n2-20-epochs": Cell("resnet20", "resnet8_w4", 2, epochs=WARM_UP_EPOCHS + 20, rounds=1),
+    **{f"gpu-n{n}": Cell(DEAR, CHEAP, n, on="gpu", epochs=GPU_EPOCHS) for n in (1, 2, 4, 8)},
+}  # fmt: skip

@@ -20,9 +20,9 @@ from krd_ray.maths.views import ViewSpec, train_view
 
 @ray.remote(num_cpus=0.2)
 class Teacher:
-    def __init__(self, root: str, teacher: str, num_classes: int) -> None:
+    def __init__(self, root: str, cell: Cell, num_classes: int) -> None:
         torch.set_num_threads(1)
-        self._net = load_teacher_net(Path(root), teacher, num_classes)
+        self._net = load_teacher_net(Path(root), cell, num_classes)
 
     def forward(self, images: Any, ids: Any, view_index: int, view: ViewSpec) -> Any:
         with torch.inference_mode():
@@ -37,9 +37,9 @@ class Teacher:
 
 @ray.remote(num_cpus=0.2)
 class Student:
-    def __init__(self, model: str, num_classes: int, epochs: int, seed: int) -> None:
+    def __init__(self, cell: Cell, num_classes: int, seed: int) -> None:
         torch.set_num_threads(1)
-        self._learner = Learner(model, num_classes, epochs, seed)
+        self._learner = Learner(cell, num_classes, seed)
 
     def step(
         self, images: Any, ids: Any, labels: Any, logits: Any, view_index: int, view: ViewSpec, counts: Any
@@ -58,10 +58,10 @@ class Student:
 
 def naive_epochs(root: Path, cell: Cell) -> list[dict[str, float]]:
     """CPU seconds of driver, teacher and students, and wall seconds, of each epoch; Ray is connected already."""
-    data = Data.load(root)
+    data = Data.load(root, cell)
     counts = data.class_counts.numpy()
-    teacher = Teacher.remote(str(root), cell.teacher, len(counts))
-    students = [Student.remote(cell.student, len(counts), cell.epochs, k) for k in range(cell.num_students)]
+    teacher = Teacher.remote(str(root), cell, len(counts))
+    students = [Student.remote(cell, len(counts), k) for k in range(cell.num_students)]
     actors = [teacher, *students]
 
     def spent() -> float:

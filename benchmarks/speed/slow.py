@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.speed.cells import Cell
+from benchmarks.speed.cells import MACHINES, Cell
 from benchmarks.speed.krd_runs import krd_run
-from benchmarks.speed.setting import SHARE, prepare_files
+from benchmarks.speed.setting import prepare_files
 from benchmarks.speed.slow_net import NET, SLEEP_S
 from krd_ray.config import RayConfig
 from krd_ray.train.cluster import connected
@@ -20,13 +20,14 @@ from krd_ray.train.cluster import connected
 TEACHER, NUM_STUDENTS, SLOW = "resnet20", 8, "slow"
 SLOW_EPOCHS = 2  # enough to outlast the others
 ROUNDS = 2
+SHARE = MACHINES["cpu"].resources
 FORMS = ("none", "slow_asks", "slow_asks_nothing")
 
 
 def measure_slow(root: Path, *, epochs: int, rounds: int = ROUNDS) -> dict[str, Any]:
     """Runs each form once a round; the quick students' images/s are medians over epochs, then over rounds."""
-    prepare_files(root, TEACHER)
     cell = Cell(TEACHER, NET, NUM_STUDENTS, epochs=epochs)
+    prepare_files(root, cell)
     runs: dict[str, list[dict[str, Any]]] = {form: [] for form in FORMS}
     with connected(RayConfig(num_cpus=2)):
         for number in range(rounds):

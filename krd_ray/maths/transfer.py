@@ -12,6 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+DTYPES = {name: getattr(torch, name) for name in ("uint8", "int64", "float16", "float32", "float64")}
+
 
 def on_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
     """Returns the array as a tensor on the device.
@@ -26,6 +28,9 @@ def on_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
         >>> on_device(np.arange(3), torch.device("cpu"))
         tensor([0, 1, 2])
     """
-    usable = array.flags.writeable and array.flags.c_contiguous
-    tensor = torch.from_numpy(array if usable else np.array(array, order="C"))
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    if device.type == "cpu":
+        usable = array.flags.writeable and array.flags.c_contiguous
+        return torch.from_numpy(array if usable else np.array(array, order="C"))
+    pinned = torch.empty(array.shape, dtype=DTYPES[array.dtype.name], pin_memory=True)
+    pinned.numpy()[...] = array  # one copy, also from the read-only memory of an object store
+    return pinned.to(device, non_blocking=True)

@@ -16,6 +16,7 @@ from torch.nn import functional
 from krd_ray.errors import TeacherError
 from krd_ray.maths.transfer import on_device
 from krd_ray.maths.views import ViewSpec, eval_view, train_view
+from krd_ray.teacher.recorded import Compile, record_forward
 from krd_ray.teacher.store import IntArray, RowArray
 from krd_ray.teacher.weights import ModelCard
 
@@ -33,6 +34,9 @@ class TeacherForward:
         device: where to compute.
         bf16: autocast to bfloat16.
         micro_batch: rows of a forward.
+        compile: as `record_forward`.
+    Raises:
+        TeacherError: as `record_forward`.
     """
 
     def __init__(
@@ -44,11 +48,14 @@ class TeacherForward:
         device: torch.device,
         bf16: bool,
         micro_batch: int,
+        compile: Compile = "off",
     ) -> None:
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self._model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
         self._view = replace(view, mean=card.mean, std=card.std) if card else view
         self._device, self._bf16, self._micro_batch, self._layout = device, bf16, micro_batch, layout
+        example = torch.zeros(micro_batch, 3, view.side, view.side, device=device)
+        self._fixed = record_forward(self._forward, example.contiguous(memory_format=layout), compile)
 
     @torch.inference_mode()
     def __call__(self, images: npt.NDArray[np.uint8], sample_ids: IntArray, view_index: IntArray) -> RowArray:
@@ -86,6 +93,10 @@ class TeacherForward:
         num_rows = len(view_BCHW)
         padding = (0, 0, 0, 0, 0, 0, 0, self._micro_batch - num_rows)
         padded = functional.pad(view_BCHW, padding).contiguous(memory_format=self._layout)
+        logits, features = self._fixed(padded)
+        return logits[:num_rows], features[:num_rows]
+
+    def _forward(self, padded_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
-            logits, features = self._model(padded)
-        return logits[:num_rows].float(), features[:num_rows].float()
+            logits, features = self._model(padded_BCHW)
+        return logits.float(), features.float()

@@ -74,6 +74,7 @@ class Replica:
             device=torch.device(spec.device),
             bf16=spec.precision == "bf16",
             micro_batch=spec.micro_batch,
+            compile=spec.compile,
         )
         self._records = ExitStack()
         folder = self._records.enter_context(working_copy(spec.run_dir)).path

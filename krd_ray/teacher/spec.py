@@ -17,6 +17,7 @@ from krd_ray.maths.priors import PriorKind
 from krd_ray.maths.views import ViewSpec
 from krd_ray.models.outputs import feature_dim_of
 from krd_ray.storage.node_copies import node_folder
+from krd_ray.teacher.recorded import Compile
 from krd_ray.teacher.weights import ModelCard, hash_state, load_model
 
 
@@ -31,7 +32,7 @@ class TeacherSpec:
         dataset_hash: content hash of the shards; answers kept from other images are not used.
         class_counts: n_c of the training split.
         replica, num_replicas: which share of the samples this process is the home of.
-        micro_batch, queue_rows, memory_bytes, disk_bytes, persist, precision, num_threads: as in the config.
+        micro_batch, queue_rows, memory_bytes, disk_bytes, persist, precision, compile, num_threads: as in the config.
         device: `cpu` or `cuda`.
         store_dir: folder of the target store; local to the node for speed. For a URI each replica has a folder on its
             node, and a persistent store is kept at the URI between runs.
@@ -56,6 +57,7 @@ class TeacherSpec:
     disk_bytes: int
     persist: bool
     precision: str
+    compile: Compile
     num_threads: int
     device: str
     store_dir: str
@@ -108,6 +110,7 @@ def load_teacher(spec: TeacherSpec) -> LoadedTeacher:
         f"{spec.shards.side} {spec.micro_batch}",
         f"{card.mean}{card.std}" if card else "",
         spec.precision,
+        spec.compile,
         spec.device,
     )
     return LoadedTeacher(net, card, model, teacher_hash, feature_dim_of(net))

@@ -199,6 +199,7 @@ def _teacher_cost(prepared: Prepared, seconds: float, say: Callable[[str], None]
     """C_T, and the values of one answer: full micro-batches, a new view each time."""
     config = prepared.config.teacher
     assert config is not None
+    assert config.compile != "auto"
     num_classes = len(prepared.class_counts)
     net, card = load_model(
         config.weights, model=config.model, num_classes=num_classes, image_size=prepared.view.side
@@ -212,6 +213,7 @@ def _teacher_cost(prepared: Prepared, seconds: float, say: Callable[[str], None]
         device=torch.device(device),
         bf16=config.precision == "bf16",
         micro_batch=config.micro_batch,
+        compile=config.compile,
     )
     rows, views = first_rows(prepared.train, config.micro_batch), itertools.count()
 

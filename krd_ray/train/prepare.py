@@ -113,11 +113,12 @@ def _resolve(config: RunConfig, root: str, image_side: int) -> RunConfig:
     }
     if config.teacher is not None:
         gpu = config.teacher.resources.num_gpus > 0
-        precision = config.teacher.precision
+        precision, how = config.teacher.precision, config.teacher.compile
         update["teacher"] = config.teacher.model_copy(
             update={
                 "weights": absolute(config.teacher.weights),
                 "precision": ("bf16" if gpu else "fp32") if precision == "auto" else precision,
+                "compile": ("cuda_graph" if gpu else "off") if how == "auto" else how,
             }
         )
     return config.model_copy(update=update)

@@ -16,11 +16,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from krd_ray.atomic import naming_a_full_disk, write_text
 from krd_ray.errors import RunError
 from krd_ray.storage.working_copy import WorkingCopy, working_copy
 
 OF_RAY_TRAIN = "ray_train"  # folder of what Ray Train itself writes about a group of workers
+GPUS = Path("/proc/driver/nvidia/gpus")
 PACKAGES = ("torch", "torchvision", "ray", "numpy", "pyarrow", "krd-ray")
 
 
@@ -203,14 +206,22 @@ def read_json(path: Path) -> Any:
 
 
 def environment() -> dict[str, str]:
-    """Returns what the run depends on outside its config: versions, cores, platform."""
+    """Returns what the run depends on outside its config: versions, cores, cards, platform."""
     versions = {name: metadata.version(name) for name in PACKAGES}
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_cores": str(os.cpu_count()),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpus": ", ".join(_gpu_models()) or "none",
         **versions,
     }
+
+
+def _gpu_models() -> list[str]:
+    """Names of this machine's NVIDIA cards as the driver gives them; torch would take memory of each to say them."""
+    lines = [line for file in sorted(GPUS.glob("*/information")) for line in file.read_text().splitlines()]
+    return [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
 
 
 def _end_last_line(path: Path) -> None:

@@ -101,6 +101,7 @@ def teacher_specs(prepared: Prepared, root: str, folder: str) -> list[TeacherSpe
     """
     config = prepared.config.teacher
     assert config is not None
+    assert config.compile != "auto"
     store = _store_dir(config, root, folder)
     return [
         TeacherSpec(
@@ -118,6 +119,7 @@ def teacher_specs(prepared: Prepared, root: str, folder: str) -> list[TeacherSpe
             disk_bytes=config.disk_bytes,
             persist=config.persist,
             precision=config.precision,
+            compile=config.compile,
             num_threads=threads_for(config.resources.num_cpus, config.num_threads),
             device="cuda" if config.resources.num_gpus > 0 else "cpu",
             store_dir=store,
@@ -194,7 +196,9 @@ def _calibration(config: TeacherConfig, prepared: Prepared, folder: str) -> str:
     if not config.persist:
         return join(folder, "calibration.safetensors")
     device = "cuda" if config.resources.num_gpus > 0 else "cpu"
-    teacher = f"{config.weights} {config.model} {config.precision} {config.micro_batch} {device}"
+    teacher = (
+        f"{config.weights} {config.model} {config.precision} {config.compile} {config.micro_batch} {device}"
+    )
     name = f"{teacher} {prepared.view.key()} {prepared.manifest.content_hash}"
     return join(folder, f"calibration-{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors")
 

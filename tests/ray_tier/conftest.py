@@ -196,6 +196,7 @@ class Teachers:
             disk_bytes=8 << 20,
             persist=False,
             precision="fp32",
+            compile="off",
             num_threads=1,
             device="cpu",
             store_dir=str(folder / "store"),

@@ -48,6 +48,7 @@ def spec_in(folder: Path, num_replicas: int = 1) -> TeacherSpec:
         disk_bytes=1 << 20,
         persist=True,
         precision="fp32",
+        compile="off",
         num_threads=1,
         device="cpu",
         store_dir=str(folder),

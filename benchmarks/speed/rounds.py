@@ -1,0 +1,91 @@
+"""Answers what one cell costs: rounds in which a run of krd_ray stands between two measurements of the plain loops.
+
+Does not tabulate. A machine's speed drifts within minutes, so ratios are taken within a round, and each contender's
+turn is short.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed.cells import WARM_UP_EPOCHS, Cell
+from benchmarks.speed.krd_runs import krd_run
+from benchmarks.speed.naive_ray import naive_epochs
+from benchmarks.speed.setting import prepare_files, run_config
+from krd_ray.config import RayConfig
+from krd_ray.errors import KrdError
+from krd_ray.train.cluster import connected
+from krd_ray.train.costs import measure_costs
+from krd_ray.train.prepare import prepare
+
+Epochs = list[dict[str, float]]
+NAIVE_CELL = "n4-ratio4"
+COST_SECONDS = 2.0
+
+
+def measure(root: Path, name: str, cell: Cell) -> dict[str, Any]:
+    """Plain loops, then run and plain loops again, as often as the cell has rounds."""
+    prepare_files(root, cell)
+    plain, runs, naive = [_plain(root, cell)], [], []
+    for number in range(cell.rounds):
+        with connected(RayConfig(num_cpus=cell.machine.num_cpus)):
+            runs.append(krd_run(root, f"{name}-{int(time.time())}-{number}", cell))
+            if name == NAIVE_CELL:
+                naive.append(naive_epochs(root, cell)[WARM_UP_EPOCHS:])
+        plain.append(_plain(root, cell))
+    return {
+        "cell": asdict(cell),
+        "krd": runs,
+        "naive_ray": naive,
+        "plain": plain,
+        "costs": _costs(root, cell),
+    }
+
+
+def _costs(root: Path, cell: Cell) -> dict[str, float] | None:
+    """C_T and C_i in seconds of the card; a run on CPUs knows its own."""
+    if cell.machine.device == "cpu":
+        return None
+    prepared = prepare(run_config(root, "costs", replace(cell, num_students=1)))
+    costs = measure_costs(prepared, seconds=COST_SECONDS, say=print)
+    assert costs.teacher is not None
+    return {"teacher": costs.teacher.seconds, "student": costs.students["student0"].seconds}
+
+
+def _plain(root: Path, cell: Cell) -> dict[str, Epochs]:
+    """Epochs of the plain contenders.
+
+    On a CPU two copies of each run at the same time, so that both cores are as busy as they are in a run: a core
+    computes less per CPU second when its neighbour works too. The free teacher, compared by images/s, runs alone.
+    """
+    if cell.placement == "stored":
+        return {"free": _copies(root, "free", cell, cell.num_students, copies=1)}
+    found = {"alone": _copies(root, "inside", cell, 1)}
+    several = cell.num_students > 1
+    found["one_process"] = _copies(root, "inside", cell, cell.num_students) if several else found["alone"]
+    if not several and importlib.util.find_spec("timm"):  # no dependency of krd_ray
+        found["timm"] = _copies(root, "timm", cell, 1)
+    return found
+
+
+def _copies(root: Path, contender: str, cell: Cell, num_students: int, copies: int | None = None) -> Epochs:
+    """One epoch on a CPU; on a card, whose epochs are short, as many as a run's."""
+    epochs = 1 if cell.machine.device == "cpu" else cell.epochs - WARM_UP_EPOCHS
+    command = [sys.executable, "-m", "benchmarks.speed.plain", contender, str(root), json.dumps(asdict(cell))]
+    processes = [
+        subprocess.Popen(
+            [*command, str(num_students), str(epochs), str(seed)], stdout=subprocess.PIPE, text=True
+        )
+        for seed in range(copies or cell.machine.copies)
+    ]
+    answers = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        raise KrdError(f"the contender {contender} failed; its error stands above")
+    return [epoch for answer in answers for epoch in json.loads(answer.splitlines()[-1])]

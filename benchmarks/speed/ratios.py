@@ -73,7 +73,7 @@ def _plain(found: Found, contender: str, number: int) -> float | None:
     beside = found["plain"][number : number + 2]
     if not all(contender in each for each in beside):
         return None
-    return sum(median(epoch[cost_of(found)] for epoch in each[contender]) for each in beside) / 2
+    return sum(median(epoch[cost_of(found)] for epoch in each[contender]) for each in beside) / len(beside)
 
 
 def plain_cost(found: Found, contender: str) -> float | None:

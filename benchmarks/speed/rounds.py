@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,14 @@ from krd_ray.train.prepare import prepare
 Epochs = list[dict[str, float]]
 NAIVE_CELL = "n4-ratio4"
 COST_SECONDS = 2.0
+PLAIN_EPOCHS = {"cpu": 1, "cuda": 3}
 
 
 def measure(root: Path, name: str, cell: Cell) -> dict[str, Any]:
-    """Plain loops, then run and plain loops again, as often as the cell has rounds."""
+    """Plain loops, then run and plain loops again, as often as the cell has rounds.
+
+    Nobody else works on a card, and its speed does not drift: there the last plain loops are left out.
+    """
     prepare_files(root, cell)
     plain, runs, naive = [_plain(root, cell)], [], []
     for number in range(cell.rounds):
@@ -39,7 +44,8 @@ def measure(root: Path, name: str, cell: Cell) -> dict[str, Any]:
             runs.append(krd_run(root, f"{name}-{int(time.time())}-{number}", cell))
             if name == NAIVE_CELL:
                 naive.append(naive_epochs(root, cell)[WARM_UP_EPOCHS:])
-        plain.append(_plain(root, cell))
+        if cell.machine.device == "cpu" or number < cell.rounds - 1:
+            plain.append(_plain(root, cell))
     return {
         "cell": asdict(cell),
         "krd": runs,
@@ -65,27 +71,33 @@ def _plain(root: Path, cell: Cell) -> dict[str, Epochs]:
     On a CPU two copies of each run at the same time, so that both cores are as busy as they are in a run: a core
     computes less per CPU second when its neighbour works too. The free teacher, compared by images/s, runs alone.
     """
+    num = cell.num_students
     if cell.placement == "stored":
-        return {"free": _copies(root, "free", cell, cell.num_students, copies=1)}
-    found = {"alone": _copies(root, "inside", cell, 1)}
-    several = cell.num_students > 1
-    found["one_process"] = _copies(root, "inside", cell, cell.num_students) if several else found["alone"]
-    if not several and importlib.util.find_spec("timm"):  # no dependency of krd_ray
-        found["timm"] = _copies(root, "timm", cell, 1)
+        return {"free": _copies(root, "free", cell, [num], copies=1)[num]}
+    if cell.machine.device == "cuda":  # starts last longer than epochs
+        both = _copies(root, "inside", cell, [1, num])
+        return {"alone": both[1], "one_process": both[num]}
+    found = {"alone": _copies(root, "inside", cell, [1])[1]}
+    found["one_process"] = _copies(root, "inside", cell, [num])[num] if num > 1 else found["alone"]
+    if num == 1 and importlib.util.find_spec("timm"):  # no dependency of krd_ray
+        found["timm"] = _copies(root, "timm", cell, [1])[1]
     return found
 
 
-def _copies(root: Path, contender: str, cell: Cell, num_students: int, copies: int | None = None) -> Epochs:
-    """One epoch on a CPU; on a card, whose epochs are short, as many as a run's."""
-    epochs = 1 if cell.machine.device == "cpu" else cell.epochs - WARM_UP_EPOCHS
+def _copies(
+    root: Path, contender: str, cell: Cell, nums: Sequence[int], copies: int | None = None
+) -> dict[int, Epochs]:
+    """Epochs by number of students; each process trains those numbers one after the other."""
+    epochs = PLAIN_EPOCHS[cell.machine.device]
     command = [sys.executable, "-m", "benchmarks.speed.plain", contender, str(root), json.dumps(asdict(cell))]
     processes = [
         subprocess.Popen(
-            [*command, str(num_students), str(epochs), str(seed)], stdout=subprocess.PIPE, text=True
+            [*command, json.dumps(nums), str(epochs), str(seed)], stdout=subprocess.PIPE, text=True
         )
         for seed in range(copies or cell.machine.copies)
     ]
     answers = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         raise KrdError(f"the contender {contender} failed; its error stands above")
-    return [epoch for answer in answers for epoch in json.loads(answer.splitlines()[-1])]
+    found = [json.loads(answer.splitlines()[-1]) for answer in answers]
+    return {num: [epoch for each in found for epoch in each[str(num)]] for num in nums}

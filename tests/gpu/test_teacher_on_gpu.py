@@ -83,7 +83,7 @@ def test_teacher_and_students_share_one_card(tmp_path: Path) -> None:
                 "run_dir": str(tmp_path / "students"),
                 "data": data,
                 "train": small,
-                "loss": {"kd": {"weight": 1.0}, "rrd": {"weight": 1.0}, "lrd": {"weight": 1.0}},
+                "loss": {"rrd": {"weight": 1.0}, "lrd": {"weight": 1.0}},
                 "teacher": {
                     "weights": str(tmp_path / "teacher/students/teacher/model.safetensors"),
                     "resources": share,

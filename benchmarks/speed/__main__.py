@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from benchmarks.entry import run_command
-from benchmarks.speed.cells import CELLS, WARM_UP_EPOCHS
-from benchmarks.speed.rounds import measure
+from benchmarks.speed.cells import CELLS, WARM_UP_EPOCHS, Cell
+from benchmarks.speed.rounds import measure, measure_on_card
 from benchmarks.speed.slow import measure_slow
 from benchmarks.speed.table import write_table
 from krd_ray.train.cluster import KEEP_FREED_MEMORY
@@ -41,23 +42,40 @@ def main(
     for name in cells or []:
         if name not in known:
             raise typer.BadParameter(f"--cell must be one of {', '.join(known)}, got {name!r}")
-    wanted = cells or [name for name in known if name == "slow" or CELLS[name].on == on]
+    wanted = cells or [name for name in known if (CELLS[name].on if name in CELLS else "cpu") == on]
     # Equal terms: Ray's workers are nice by default, and krd_ray's keep freed memory; the contenders do as they do.
     for variable, value in {"RAY_worker_niceness": "0", **KEEP_FREED_MEMORY}.items():
         os.environ.setdefault(variable, value)
     root, results = out.resolve(), results / "tiny" if tiny else results
-    for name in [] if report else wanted:
-        started = time.time()
-        if name == "slow":
-            few = {"epochs": TINY_EPOCHS, "rounds": 1} if tiny else {"epochs": WARM_UP_EPOCHS + 3}
-            found = measure_slow(root / f"slow-{int(started)}", **few)
-        else:
-            cell = replace(CELLS[name], rounds=rounds or CELLS[name].rounds)
-            found = measure(root, name, replace(cell, epochs=TINY_EPOCHS, rounds=1) if tiny else cell)
+    chosen = {name: _chosen(CELLS[name], rounds, tiny=tiny) for name in wanted if name in CELLS}
+    started = time.time()
+    for name, found in [] if report else _measured(root, chosen, slow="slow" in wanted, tiny=tiny):
         found |= {"minutes": (time.time() - started) / 60, "environment": environment()}
         write_json(results / f"{name}.json", found)
         typer.echo(f"{name}: {found['minutes']:.1f} min")
+        started = time.time()
     write_table(results)
+
+
+def _chosen(cell: Cell, rounds: int | None, *, tiny: bool) -> Cell:
+    if tiny:
+        return replace(cell, epochs=TINY_EPOCHS, rounds=1)
+    return replace(cell, rounds=rounds or cell.rounds)
+
+
+def _measured(
+    root: Path, cells: dict[str, Cell], *, slow: bool, tiny: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and figures of each row; rows on a card share what they can."""
+    for name, cell in cells.items():
+        if cell.on == "cpu":
+            yield name, measure(root, name, cell)
+    on_card = {name: cell for name, cell in cells.items() if cell.on == "gpu"}
+    if on_card:
+        yield from measure_on_card(root, on_card)
+    if slow:
+        few = {"epochs": TINY_EPOCHS, "rounds": 1} if tiny else {"epochs": WARM_UP_EPOCHS + 3}
+        yield "slow", measure_slow(root / f"slow-{int(time.time())}", **few)
 
 
 if __name__ == "__main__":

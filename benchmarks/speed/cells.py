@@ -61,7 +61,7 @@ MACHINES = {
     "gpu": Machine(
         device="cuda",
         side=224,
-        images=4096,
+        images=2048,
         batch=128,
         micro_batch=128,
         resources={"num_cpus": 1, "num_gpus": 0.1},

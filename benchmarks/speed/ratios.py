@@ -30,8 +30,9 @@ def ratios_of(found: Found) -> dict[str, Spread | None]:
 
         against_one = K / P_N        gain = N P_1 / K        against_free = images/s of the run / images/s of B2
 
-    On a CPU A, A* and eta are the ledger's. On a card, where all processes take turns, A = gain, and
-    A* = N (C_T + C_i) / (C_T + N C_i) from costs measured in a process of their own.
+    On a CPU A, A* and eta are the ledger's. On a card, where all processes take turns, the limit is the one process:
+    A = gain, A* = N P_1 / P_N, eta = P_N / K; what a student costs is (P_N - P_1) / (N - 1), the teacher the rest
+    of P_1, its views with it.
     """
     num, rounds = found["cell"]["num_students"], range(len(found["krd"]))
 
@@ -53,8 +54,14 @@ def ratios_of(found: Found) -> dict[str, Spread | None]:
         "marginal": over(lambda k: _marginal(found, k)),
         "against_free": over(lambda k: _against_free(found, k)),
     }
-    if found["costs"] and found_ratios["gain"]:
-        found_ratios |= _of_card(found["costs"], num, found_ratios["gain"])
+    if cost_of(found) == "wall_s":
+        found_ratios |= {
+            "A": found_ratios["gain"],
+            "A_star": over(
+                lambda k: _over(_times(num, _plain(found, "alone", k)), _plain(found, "one_process", k))
+            ),
+            "eta": over(lambda k: _over(_plain(found, "one_process", k), krd_cost(found, k))),
+        }
     return found_ratios
 
 
@@ -70,7 +77,7 @@ def cost_of(found: Found) -> str:
 
 def _plain(found: Found, contender: str, number: int) -> float | None:
     """Cost of an epoch, the mean of the medians before and after a run."""
-    beside = found["plain"][number : number + 2]
+    beside = found["plain"][number : number + 2] or found["plain"][-1:]
     if not all(contender in each for each in beside):
         return None
     return sum(median(epoch[cost_of(found)] for epoch in each[contender]) for each in beside) / len(beside)
@@ -83,8 +90,11 @@ def plain_cost(found: Found, contender: str) -> float | None:
 
 
 def _cost_ratio(found: Found, number: int) -> float | None:
-    if found["costs"]:
-        return float(found["costs"]["teacher"] / found["costs"]["student"])
+    if cost_of(found) == "wall_s":
+        alone, one = _plain(found, "alone", number), _plain(found, "one_process", number)
+        num = found["cell"]["num_students"]
+        student = (one - alone) / (num - 1) if alone and one and num > 1 else None
+        return (alone - student) / student if alone and student else None
     ledger = found["krd"][number]["ledger"]
     cost = ledger["cost_teacher_s_per_sample"]
     return cost / median(ledger["cost_student_s_per_sample"].values()) if cost else None
@@ -108,12 +118,6 @@ def _against_free(found: Found, number: int) -> float | None:
     run = found["krd"][number]
     images = median(each["samples"] / each["epochs"] for each in run["ledger"]["students"].values())
     return median(run["images_per_s"].values()) / (images / (sum(beside) / len(beside)))
-
-
-def _of_card(costs: dict[str, float], num: int, gain: Spread) -> dict[str, Spread | None]:
-    teacher, student = costs["teacher"], costs["student"]
-    most = num * (teacher + student) / (teacher + num * student)
-    return {"A": gain, "A_star": Spread(most, most, most), "eta": Spread(*(value / most for value in gain))}
 
 
 def _over(value: float | None, base: float | None) -> float | None:

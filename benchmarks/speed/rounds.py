@@ -11,32 +11,26 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.cells import WARM_UP_EPOCHS, Cell
 from benchmarks.speed.krd_runs import krd_run
 from benchmarks.speed.naive_ray import naive_epochs
-from benchmarks.speed.setting import prepare_files, run_config
+from benchmarks.speed.setting import prepare_files
 from krd_ray.config import RayConfig
 from krd_ray.errors import KrdError
 from krd_ray.train.cluster import connected
-from krd_ray.train.costs import measure_costs
-from krd_ray.train.prepare import prepare
 
 Epochs = list[dict[str, float]]
 NAIVE_CELL = "n4-ratio4"
-COST_SECONDS = 2.0
 PLAIN_EPOCHS = {"cpu": 1, "cuda": 3}
 
 
 def measure(root: Path, name: str, cell: Cell) -> dict[str, Any]:
-    """Plain loops, then run and plain loops again, as often as the cell has rounds.
-
-    Nobody else works on a card, and its speed does not drift: there the last plain loops are left out.
-    """
+    """Plain loops, then run and plain loops again, as often as the cell has rounds."""
     prepare_files(root, cell)
     plain, runs, naive = [_plain(root, cell)], [], []
     for number in range(cell.rounds):
@@ -44,25 +38,24 @@ def measure(root: Path, name: str, cell: Cell) -> dict[str, Any]:
             runs.append(krd_run(root, f"{name}-{int(time.time())}-{number}", cell))
             if name == NAIVE_CELL:
                 naive.append(naive_epochs(root, cell)[WARM_UP_EPOCHS:])
-        if cell.machine.device == "cpu" or number < cell.rounds - 1:
-            plain.append(_plain(root, cell))
-    return {
-        "cell": asdict(cell),
-        "krd": runs,
-        "naive_ray": naive,
-        "plain": plain,
-        "costs": _costs(root, cell),
-    }
+        plain.append(_plain(root, cell))
+    return {"cell": asdict(cell), "krd": runs, "naive_ray": naive, "plain": plain}
 
 
-def _costs(root: Path, cell: Cell) -> dict[str, float] | None:
-    """C_T and C_i in seconds of the card; a run on CPUs knows its own."""
-    if cell.machine.device == "cpu":
-        return None
-    prepared = prepare(run_config(root, "costs", replace(cell, num_students=1)))
-    costs = measure_costs(prepared, seconds=COST_SECONDS, say=print)
-    assert costs.teacher is not None
-    return {"teacher": costs.teacher.seconds, "student": costs.students["student0"].seconds}
+def measure_on_card(root: Path, cells: dict[str, Cell]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Cells of one teacher and one kind of student: the plain loops of all of them in one process, then the runs.
+
+    Nobody else works on a card and its speed does not drift, so turns need not be short; starts last longer than
+    epochs.
+    """
+    first = next(iter(cells.values()))
+    prepare_files(root, first)
+    plain = _copies(root, "inside", first, sorted({1, *(cell.num_students for cell in cells.values())}))
+    with connected(RayConfig(num_cpus=first.machine.num_cpus)):
+        for name, cell in cells.items():
+            runs = [krd_run(root, f"{name}-{int(time.time())}-{k}", cell) for k in range(cell.rounds)]
+            both = {"alone": plain[1], "one_process": plain[cell.num_students]}
+            yield name, {"cell": asdict(cell), "krd": runs, "naive_ray": [], "plain": [both]}
 
 
 def _plain(root: Path, cell: Cell) -> dict[str, Epochs]:
@@ -74,9 +67,6 @@ def _plain(root: Path, cell: Cell) -> dict[str, Epochs]:
     num = cell.num_students
     if cell.placement == "stored":
         return {"free": _copies(root, "free", cell, [num], copies=1)[num]}
-    if cell.machine.device == "cuda":  # starts last longer than epochs
-        both = _copies(root, "inside", cell, [1, num])
-        return {"alone": both[1], "one_process": both[num]}
     found = {"alone": _copies(root, "inside", cell, [1])[1]}
     found["one_process"] = _copies(root, "inside", cell, [num])[num] if num > 1 else found["alone"]
     if num == 1 and importlib.util.find_spec("timm"):  # no dependency of krd_ray

@@ -8,6 +8,7 @@ Every sample is computed alone: integer geometry, correctly rounded float32 oper
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -135,14 +136,18 @@ def normalise(x_BHWC: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
         x_BHWC: [B, S, S, 3], uint8 or float32 in [0, 255].
         mean, std: per channel, in [0, 1] units.
     Returns:
-        [B, 3, S, S] float32, contiguous, new memory.
+        [B, 3, S, S] float32, new memory; on a GPU channels lie last in it, as its convolutions want them, else first.
     """
-    shift, scale = (
-        torch.tensor([255.0 * value for value in values], dtype=torch.float32, device=x_BHWC.device)
-        for values in (mean, std)
-    )
-    x_BCHW = x_BHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    shift, scale = (_times_255(values, x_BHWC.device) for values in (mean, std))
+    layout = torch.contiguous_format if x_BHWC.device.type == "cpu" else torch.channels_last
+    x_BCHW = x_BHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout, copy=True)
     return x_BCHW.sub_(shift[None, :, None, None]).div_(scale[None, :, None, None])
+
+
+@functools.lru_cache(maxsize=16)
+def _times_255(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """255 times the values, per channel; kept, because a GPU finishes all its work before it takes new ones."""
+    return torch.tensor([255.0 * value for value in values], dtype=torch.float32, device=device)
 
 
 def _output_columns(flipped: Tensor, side: int) -> Tensor:

@@ -13,6 +13,7 @@ integers. A compiler that fuses these steps would break the promise: call the vi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -119,7 +120,7 @@ def train_view(images_BHWC: Tensor, sample_ids: Tensor, view_index: int | Tensor
         view_index: one integer for all, or [B] int64.
         spec: the view spec.
     Returns:
-        [B, 3, S, S] float32, contiguous, normalised.
+        [B, 3, S, S] float32, normalised; contiguous, on a GPU with channels last in memory.
     Raises:
         ShapeError: images are not [B, H, W, 3], ids are not [B], or the crop exceeds the padded image.
         DataError: images are not uint8.
@@ -171,7 +172,7 @@ def eval_view(images_BHWC: Tensor, spec: ViewSpec) -> Tensor:
         images_BHWC: [B, H, W, 3] uint8.
         spec: the view spec; its seed, flip and jitter do not matter here.
     Returns:
-        [B, 3, S, S] float32, contiguous, normalised.
+        [B, 3, S, S] float32, normalised; contiguous, on a GPU with channels last in memory.
     Raises:
         ShapeError, DataError: as `train_view`.
     """
@@ -258,9 +259,7 @@ def _random_box(
     u_area: Tensor, u_ratio: Tensor, u_top: Tensor, u_left: Tensor, *, height: int, width: int, spec: ViewSpec
 ) -> Box:
     """Boxes of random area and aspect ratio, cut at the border, at a uniform place inside the image."""
-    growth = spec.ratio[1] / spec.ratio[0]
-    table = [math.sqrt(spec.ratio[0] * growth ** ((k + 0.5) / RATIO_STEPS)) for k in range(RATIO_STEPS)]
-    root_ratio = torch.tensor(table, dtype=torch.float64, device=u_ratio.device)[_below(u_ratio, RATIO_STEPS)]
+    root_ratio = _root_ratios(spec.ratio, u_ratio.device)[_below(u_ratio, RATIO_STEPS)]
     area_frac = u_area * (spec.scale[1] - spec.scale[0]) + spec.scale[0]
     root_area = (area_frac * float(height * width)).sqrt()  # sqrt is correctly rounded everywhere; exp is not
     box_height = (root_area / root_ratio).round().clamp(1, height).to(torch.int64)
@@ -269,13 +268,21 @@ def _random_box(
     return Box(top, left, box_height, box_width)
 
 
+@functools.lru_cache(maxsize=16)
+def _root_ratios(ratio: tuple[float, float], device: torch.device) -> Tensor:
+    """[RATIO_STEPS] float64: roots of aspect ratios at equal steps of their logarithm; kept for the next batch."""
+    growth = ratio[1] / ratio[0]
+    table = [math.sqrt(ratio[0] * growth ** ((k + 0.5) / RATIO_STEPS)) for k in range(RATIO_STEPS)]
+    return torch.tensor(table, dtype=torch.float64, device=device)
+
+
 # ---- checks
 
 
 def _coordinates(images_BHWC: Tensor, sample_ids: Tensor, view_index: int | Tensor) -> tuple[Tensor, Tensor]:
     """Ids and view indices as [B] int64 on the images' device."""
     shape, device = images_BHWC.shape[:1], images_BHWC.device
-    views = torch.full(shape, view_index) if isinstance(view_index, int) else view_index
+    views = torch.full(shape, view_index, device=device) if isinstance(view_index, int) else view_index
     for name, tensor in (("sample_ids", sample_ids), ("view_index", views)):
         if tensor.shape != shape:
             raise ShapeError(

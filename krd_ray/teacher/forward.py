@@ -64,17 +64,15 @@ class TeacherForward:
         Raises:
             TeacherError: an output is not finite in float16, with the sample id.
         """
-        ids = torch.from_numpy(np.ascontiguousarray(sample_ids))
-        index = torch.from_numpy(np.ascontiguousarray(view_index))
-        view = train_view(
-            on_device(images, self._device), ids.to(self._device), index.to(self._device), self._view
-        )
+        drawn = (images, sample_ids, view_index)
+        pixels, ids, index = (on_device(each, self._device) for each in drawn)
+        view = train_view(pixels, ids, index, self._view)
         logits, features = self._run(view)
         rows = torch.cat([logits, features], dim=1).to(torch.float16).cpu()
         bad = ~torch.isfinite(rows).all(dim=1)
         if bad.any():
             raise TeacherError(
-                f"the teacher's output for sample {int(ids[bad][0])} is not finite in float16; "
+                f"the teacher's output for sample {sample_ids[bad.numpy()][0]} is not finite in float16; "
                 "check its weights and the normalisation of its inputs"
             )
         return rows.numpy()

@@ -33,7 +33,7 @@ from krd_ray.train.epoch_rows import EpochRows, RowSettings
 from krd_ray.train.objective import StepTargets, class_weights_at, objective_terms, rectifier_for
 from krd_ray.train.prepare import Prepared
 from krd_ray.train.reduce import all_finite
-from krd_ray.train.student import build_student
+from krd_ray.train.student import build_student, layout_of
 
 WARM_UP_FRAC = 0.25  # of the time of measuring, spent before it
 WARM_UP_STEPS, MIN_STEPS = 2, 5
@@ -257,8 +257,7 @@ class _StudentStep:
             seed=config.seed_of(student),
             teacher_dim=teacher_dim if self._loss.needs_features else None,
         )
-        layout = torch.channels_last if self._train.channels_last else torch.contiguous_format
-        self._module = built.to(self._device, memory_format=layout).train()  # type: ignore[call-overload]
+        self._module = built.to(self._device, memory_format=layout_of(self._train)).train()  # type: ignore[call-overload]
         slow = self._train.model_copy(update={"lr": LEARNING_RATE})
         self._descent = Descent(self._module, slow, self._device)
         self._class_counts = torch.tensor(prepared.class_counts, device=self._device)
@@ -268,10 +267,9 @@ class _StudentStep:
     def __call__(self) -> None:
         rows, device = self._rows, self._device
         labels = on_device(rows.labels, device)
-        images, ids = on_device(rows.images_BHWC, device), on_device(rows.sample_ids, device)
-        view = train_view(images, ids, torch.full((len(rows),), next(self._views)), self._view)
-        if self._train.channels_last:
-            view = view.contiguous(memory_format=torch.channels_last)
+        drawn = (rows.images_BHWC, rows.sample_ids, np.full(len(rows), next(self._views)))
+        images, ids, index = (on_device(each, device) for each in drawn)
+        view = train_view(images, ids, index, self._view).contiguous(memory_format=layout_of(self._train))
         with self._descent.autocast():
             logits, projected = self._module(view)
         terms = objective_terms(

@@ -37,7 +37,7 @@ from krd_ray.train.evaluate import count_split, run_split
 from krd_ray.train.objective import StepTargets, class_weights_at, objective_terms, rectifier_for
 from krd_ray.train.reduce import all_finite, any_rank, share_buffers, sum_over_ranks
 from krd_ray.train.rundir import OF_RAY_TRAIN, MetricsLog, StudentDir, write_json
-from krd_ray.train.student import Student, build_student
+from krd_ray.train.student import Student, build_student, layout_of
 
 
 @dataclass(frozen=True)
@@ -189,8 +189,7 @@ class _Worker:
             seed=spec.seed,
             teacher_dim=spec.teacher.feature_dim if spec.teacher and spec.loss.needs_features else None,
         )
-        layout = torch.channels_last if spec.train.channels_last else torch.contiguous_format
-        return student.to(self.device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+        return student.to(self.device, memory_format=layout_of(spec.train))  # type: ignore[call-overload, no-any-return]
 
     def _connect(self) -> TeacherClient | None:
         spec, rectifier = self.spec, rectifier_for(self.spec.loss)
@@ -265,10 +264,9 @@ class _Worker:
     def _train_step(self, batch: Batch, targets: SoftTargets | None, epoch: int) -> dict[str, float]:
         """One step; returns the terms as floats. Raises NonFiniteLossError before weights are touched."""
         spec, labels = self.spec, on_device(batch.labels, self.device)
-        images, ids = (on_device(each, self.device) for each in (batch.images_BHWC, batch.sample_ids))
-        view = train_view(images, ids, torch.from_numpy(batch.view_index), spec.view)
-        if spec.train.channels_last:
-            view = view.contiguous(memory_format=torch.channels_last)
+        drawn = (batch.images_BHWC, batch.sample_ids, batch.view_index)
+        images, ids, index = (on_device(each, self.device) for each in drawn)
+        view = train_view(images, ids, index, spec.view).contiguous(memory_format=layout_of(spec.train))
         with self.descent.autocast():
             logits, projected = self.module(view)
         terms = objective_terms(

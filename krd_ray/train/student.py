@@ -47,6 +47,11 @@ def build_student(model: str, *, num_classes: int, side: int, seed: int, teacher
     return Student(net, teacher_dim, seed)
 
 
+def layout_of(train: TrainConfig) -> torch.memory_format:
+    """Returns how weights and views lie in memory."""
+    return torch.channels_last if train.channels_last else torch.contiguous_format
+
+
 def build_optimizer(module: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
     """Returns the optimiser; biases and normalisation weights (one-dimensional) are not decayed."""
     decayed = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]

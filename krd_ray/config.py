@@ -137,7 +137,9 @@ class TrainConfig(Strict):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 on GPU, fp32 on CPU"
     )
-    channels_last: bool | None = Field(None, description="null: on GPU only")
+    channels_last: bool | None = Field(
+        None, description="memory layout of weights and activations; null: true, on GPU and CPU"
+    )
     in_flight: Count | None = Field(
         None,
         description="target requests out while a batch is in training, per worker; null: by measured latency",

@@ -22,7 +22,7 @@ class Machine:
         num_cpus: of the cluster.
         cost: what an epoch costs: `cpu_s`, or `wall_s` where one card does all the work.
         copies: of a plain contender at the same time, so that all cores are as busy as in a run.
-        precision, channels_last: of students and teacher.
+        precision: of students and teacher.
         compile: of the teacher.
         store_bytes: of its memory; more than all targets of a run take.
     """
@@ -37,7 +37,6 @@ class Machine:
     cost: str
     copies: int
     precision: str
-    channels_last: bool
     compile: str
     store_bytes: int
 
@@ -48,13 +47,12 @@ MACHINES = {
         side=32,
         images=None,
         batch=128,
-        micro_batch=128,
+        micro_batch=64,
         resources={"num_cpus": 0.2},
         num_cpus=2,
         cost="cpu_s",
         copies=2,
         precision="fp32",
-        channels_last=False,
         compile="off",
         store_bytes=64 << 20,
     ),
@@ -69,7 +67,6 @@ MACHINES = {
         cost="wall_s",
         copies=1,
         precision="bf16",
-        channels_last=True,
         compile="cuda_graph",
         store_bytes=1 << 30,
     ),

@@ -66,8 +66,20 @@ def ratios_of(found: Found) -> dict[str, Spread | None]:
 
 
 def krd_cost(found: Found, number: int) -> float:
-    """Median cost of an epoch of one run."""
-    return median(epoch[cost_of(found)] for epoch in found["krd"][number]["epochs"])
+    """Cost of an epoch of one run: the median; on a card the wall time of an epoch of the median student.
+
+    Students start seconds apart, which is epochs on a card, and one that starts late is quick until it has caught up:
+    the end of everybody's epoch says little there.
+    """
+    run = found["krd"][number]
+    if cost_of(found) == "wall_s":
+        return _images(run) / median(run["images_per_s"].values())
+    return median(epoch["cpu_s"] for epoch in run["epochs"])
+
+
+def _images(run: Found) -> float:
+    """Images of an epoch."""
+    return median(each["samples"] / each["epochs"] for each in run["ledger"]["students"].values())
 
 
 def cost_of(found: Found) -> str:
@@ -116,8 +128,7 @@ def _against_free(found: Found, number: int) -> float | None:
     if not beside:
         return None
     run = found["krd"][number]
-    images = median(each["samples"] / each["epochs"] for each in run["ledger"]["students"].values())
-    return median(run["images_per_s"].values()) / (images / (sum(beside) / len(beside)))
+    return median(run["images_per_s"].values()) / (_images(run) / (sum(beside) / len(beside)))
 
 
 def _over(value: float | None, base: float | None) -> float | None:

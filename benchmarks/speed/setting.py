@@ -47,7 +47,6 @@ def train_settings(cell: Cell) -> dict[str, Any]:
         "lr": 0.05,
         "num_threads": 1,
         "precision": machine.precision,
-        "channels_last": machine.channels_last,
         "val_every_epochs": NEVER,
         "checkpoint_every_epochs": NEVER,
     }
@@ -127,7 +126,6 @@ class Data:
     class_counts: Tensor
     device: torch.device
     batch: int
-    channels_last: bool
 
     @classmethod
     def load(cls, root: Path, cell: Cell) -> Data:
@@ -142,7 +140,7 @@ class Data:
         view = ViewSpec("pad_crop", machine.side, 0, mean, std, pad=4, flip=True)  # type: ignore[arg-type]
         device = torch.device(machine.device)
         counts = torch.tensor(manifest.splits["train"].class_counts, device=device)
-        return cls(rows, view, counts, device, machine.batch, machine.channels_last)
+        return cls(rows, view, counts, device, machine.batch)
 
     def batches(self, epoch: int, seed: int) -> list[np.ndarray[Any, Any]]:
         """Places of an epoch's shuffled batches."""
@@ -155,8 +153,7 @@ class Data:
         images, ids, labels = (
             on_device(each[places], self.device) for each in (rows.images_BHWC, rows.sample_ids, rows.labels)
         )
-        view = train_view(images, ids, view_index, self.view)
-        return view.contiguous(memory_format=torch.channels_last) if self.channels_last else view, labels
+        return train_view(images, ids, view_index, self.view), labels
 
 
 class Learner:
@@ -167,8 +164,7 @@ class Learner:
         built = build_student(
             cell.student, num_classes=num_classes, side=machine.side, seed=seed, teacher_dim=None
         )
-        layout = torch.channels_last if machine.channels_last else torch.contiguous_format
-        self.student: Student = built.to(machine.device, memory_format=layout)  # type: ignore[call-overload]
+        self.student: Student = built.to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.student.train()
         train = TrainConfig.model_validate(train_settings(cell))
         self.descent = Descent(self.student, train, torch.device(machine.device))
@@ -198,8 +194,7 @@ def load_teacher_net(root: Path, cell: Cell, num_classes: int) -> nn.Module:
 def load_teacher(root: Path, cell: Cell, num_classes: int) -> FixedForward:
     """The frozen teacher as krd_ray's own runs it: precision, memory layout and compilation alike."""
     machine = cell.machine
-    layout = torch.channels_last if machine.device == "cuda" else torch.contiguous_format
-    net = load_teacher_net(root, cell, num_classes).to(machine.device, memory_format=layout)  # type: ignore[call-overload]
+    net = load_teacher_net(root, cell, num_classes).to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(view: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(machine.device, torch.bfloat16, enabled=machine.precision == "bf16"):
@@ -207,4 +202,4 @@ def load_teacher(root: Path, cell: Cell, num_classes: int) -> FixedForward:
         return logits.float(), features
 
     example = torch.zeros(machine.micro_batch, 3, machine.side, machine.side, device=machine.device)
-    return record_forward(forward, example.contiguous(memory_format=layout), machine.compile)  # type: ignore[arg-type]
+    return record_forward(forward, example.contiguous(memory_format=torch.channels_last), machine.compile)  # type: ignore[arg-type]

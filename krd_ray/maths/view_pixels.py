@@ -136,11 +136,10 @@ def normalise(x_BHWC: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
         x_BHWC: [B, S, S, 3], uint8 or float32 in [0, 255].
         mean, std: per channel, in [0, 1] units.
     Returns:
-        [B, 3, S, S] float32, new memory; on a GPU channels lie last in it, as its convolutions want them, else first.
+        [B, 3, S, S] float32, new memory in the layout `torch.channels_last`, as the pixels come.
     """
     shift, scale = (_times_255(values, x_BHWC.device) for values in (mean, std))
-    layout = torch.contiguous_format if x_BHWC.device.type == "cpu" else torch.channels_last
-    x_BCHW = x_BHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout, copy=True)
+    x_BCHW = x_BHWC.to(torch.float32, memory_format=torch.contiguous_format, copy=True).permute(0, 3, 1, 2)
     return x_BCHW.sub_(shift[None, :, None, None]).div_(scale[None, :, None, None])
 
 

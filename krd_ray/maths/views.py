@@ -120,7 +120,7 @@ def train_view(images_BHWC: Tensor, sample_ids: Tensor, view_index: int | Tensor
         view_index: one integer for all, or [B] int64.
         spec: the view spec.
     Returns:
-        [B, 3, S, S] float32, normalised; contiguous, on a GPU with channels last in memory.
+        [B, 3, S, S] float32, normalised, in the layout `torch.channels_last`.
     Raises:
         ShapeError: images are not [B, H, W, 3], ids are not [B], or the crop exceeds the padded image.
         DataError: images are not uint8.
@@ -172,7 +172,7 @@ def eval_view(images_BHWC: Tensor, spec: ViewSpec) -> Tensor:
         images_BHWC: [B, H, W, 3] uint8.
         spec: the view spec; its seed, flip and jitter do not matter here.
     Returns:
-        [B, 3, S, S] float32, normalised; contiguous, on a GPU with channels last in memory.
+        [B, 3, S, S] float32, normalised, in the layout `torch.channels_last`.
     Raises:
         ShapeError, DataError: as `train_view`.
     """

@@ -50,12 +50,13 @@ class TeacherForward:
         micro_batch: int,
         compile: Compile = "off",
     ) -> None:
-        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        self._model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+        self._model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._view = replace(view, mean=card.mean, std=card.std) if card else view
-        self._device, self._bf16, self._micro_batch, self._layout = device, bf16, micro_batch, layout
+        self._device, self._bf16, self._micro_batch = device, bf16, micro_batch
         example = torch.zeros(micro_batch, 3, view.side, view.side, device=device)
-        self._fixed = record_forward(self._forward, example.contiguous(memory_format=layout), compile)
+        self._fixed = record_forward(
+            self._forward, example.contiguous(memory_format=torch.channels_last), compile
+        )
 
     @torch.inference_mode()
     def __call__(self, images: npt.NDArray[np.uint8], sample_ids: IntArray, view_index: IntArray) -> RowArray:
@@ -90,7 +91,7 @@ class TeacherForward:
     def _run_fixed(self, view_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         num_rows = len(view_BCHW)
         padding = (0, 0, 0, 0, 0, 0, 0, self._micro_batch - num_rows)
-        padded = functional.pad(view_BCHW, padding).contiguous(memory_format=self._layout)
+        padded = functional.pad(view_BCHW, padding).contiguous(memory_format=torch.channels_last)
         logits, features = self._fixed(padded)
         return logits[:num_rows], features[:num_rows]
 

@@ -149,7 +149,7 @@ def resolve_student(config: RunConfig, student: StudentConfig) -> StudentConfig:
 def resolve_train(train: TrainConfig, *, gpu: bool) -> TrainConfig:
     """Returns the settings with precision and memory layout decided for the device."""
     precision = ("bf16" if gpu else "fp32") if train.precision == "auto" else train.precision
-    channels_last = gpu if train.channels_last is None else train.channels_last
+    channels_last = True if train.channels_last is None else train.channels_last
     return train.model_copy(update={"precision": precision, "channels_last": channels_last})
 
 

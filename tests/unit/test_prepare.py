@@ -57,9 +57,9 @@ def test_prepared_config_has_nothing_left_to_resolve_and_repeats_itself(digits: 
     )
     assert (config.data.image_size, config.data.dir) == (8, str(digits))
     student = config.students[0]
-    assert (config.train_of(student).precision, config.train_of(student).channels_last) == ("fp32", False)
+    assert (config.train_of(student).precision, config.train_of(student).channels_last) == ("fp32", True)
     assert config.teacher is not None
-    assert config.teacher.precision == "fp32"
+    assert (config.teacher.precision, config.teacher.compile) == ("fp32", "off")
 
     again = prepare(config)
     assert (again.config, again.view, again.train, again.val) == (
@@ -75,17 +75,18 @@ def test_prepared_config_has_nothing_left_to_resolve_and_repeats_itself(digits: 
 
 def test_settings_given_are_kept(digits: Path) -> None:
     views = {"recipe": "none", "side": 12, "pad": 0, "seed": 3}
-    config = prepare(config_of(digits, seed=7, views=views, train={"channels_last": True})).config
+    config = prepare(config_of(digits, seed=7, views=views, train={"channels_last": False})).config
     assert (config.views.recipe, config.views.side, config.views.pad, config.views.seed) == ("none", 12, 0, 3)
-    assert config.train_of(config.students[0]).channels_last is True
+    assert config.train_of(config.students[0]).channels_last is False
 
 
-def test_gpu_decides_precision_and_layout(digits: Path) -> None:
+def test_gpu_decides_precision_and_compilation(digits: Path) -> None:
     raw = raw_run(digits)
-    raw["students"][0]["resources"] = {"num_gpus": 1}
+    raw["students"][0]["resources"] = raw["teacher"]["resources"] = {"num_gpus": 1}
     config = prepare(parse_config(raw)).config
-    train = config.train_of(config.students[0])
-    assert (train.precision, train.channels_last) == ("bf16", True)
+    assert config.train_of(config.students[0]).precision == "bf16"
+    assert config.teacher is not None
+    assert (config.teacher.precision, config.teacher.compile) == ("bf16", "cuda_graph")
 
 
 @pytest.mark.parametrize(

@@ -144,13 +144,13 @@ def test_views_differ_by_index_and_a_tensor_of_indices_means_one_each(name: str)
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_output_is_contiguous_float32_and_leaves_the_input_alone(name: str) -> None:
+def test_output_is_float32_with_channels_last_in_memory_and_leaves_the_input_alone(name: str) -> None:
     images, spec = _images(4), SPECS[name]
     before = images.clone()
     for x in (train_view(images, _ids(4), 0, spec), eval_view(images, spec)):
         assert x.shape == (4, 3, spec.side, spec.side)
         assert x.dtype == torch.float32
-        assert x.is_contiguous()
+        assert x.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(images, before)
     strided = images.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
     assert torch.equal(train_view(strided, _ids(4), 0, spec), train_view(images, _ids(4), 0, spec))

@@ -41,13 +41,16 @@ def config_of(folder: Path, **more: Any) -> RunConfig:
     return parse_config(raw_run(folder, **more))
 
 
-def test_prepared_config_has_nothing_left_to_resolve_and_repeats_itself(digits: Path, tmp_path: Path) -> None:
-    weights = tmp_path / "t.safetensors"
+def weights_in(folder: Path) -> str:
+    path = folder / "t.safetensors"
     net = build_model("digits_net_4", num_classes=10, image_size=8, seed=0)
-    save_weights(net.state_dict(), ModelCard("digits_net_4", 10, 8, (0, 0, 0), (1, 1, 1), ""), weights)
-    prepared = prepare(
-        config_of(digits, seed=7, teacher={"weights": str(weights)}, loss={"kd": {"weight": 1}})
-    )
+    save_weights(net.state_dict(), ModelCard("digits_net_4", 10, 8, (0, 0, 0), (1, 1, 1), ""), path)
+    return str(path)
+
+
+def test_prepared_config_has_nothing_left_to_resolve_and_repeats_itself(digits: Path, tmp_path: Path) -> None:
+    teacher = {"weights": weights_in(tmp_path)}
+    prepared = prepare(config_of(digits, seed=7, teacher=teacher, loss={"kd": {"weight": 1}}))
     config = prepared.config
     assert (config.views.recipe, config.views.side, config.views.pad, config.views.seed) == (
         "pad_crop",
@@ -80,9 +83,9 @@ def test_settings_given_are_kept(digits: Path) -> None:
     assert config.train_of(config.students[0]).channels_last is False
 
 
-def test_gpu_decides_precision_and_compilation(digits: Path) -> None:
-    raw = raw_run(digits)
-    raw["students"][0]["resources"] = raw["teacher"]["resources"] = {"num_gpus": 1}
+def test_gpu_decides_precision_and_compilation(digits: Path, tmp_path: Path) -> None:
+    raw = raw_run(digits, teacher={"weights": weights_in(tmp_path), "resources": {"num_gpus": 1}})
+    raw["students"][0]["resources"] = {"num_gpus": 1}
     config = prepare(parse_config(raw)).config
     assert config.train_of(config.students[0]).precision == "bf16"
     assert config.teacher is not None

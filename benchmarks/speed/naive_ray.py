@@ -14,7 +14,7 @@ import ray
 import torch
 
 from benchmarks.speed.cells import Cell
-from benchmarks.speed.setting import Data, Learner, load_teacher_net
+from benchmarks.speed.setting import Data, Learner, load_teacher
 from krd_ray.maths.views import ViewSpec, train_view
 
 
@@ -22,7 +22,7 @@ from krd_ray.maths.views import ViewSpec, train_view
 class Teacher:
     def __init__(self, root: str, cell: Cell, num_classes: int) -> None:
         torch.set_num_threads(1)
-        self._net = load_teacher_net(Path(root), cell, num_classes)
+        self._net = load_teacher(Path(root), cell, num_classes)
 
     def forward(self, images: Any, ids: Any, view_index: int, view: ViewSpec) -> Any:
         with torch.inference_mode():

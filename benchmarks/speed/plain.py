@@ -38,6 +38,7 @@ class Files:
 
     @classmethod
     def load(cls, root: Path, cell: Cell) -> Files:
+        """Reads both."""
         data = Data.load(root, cell)
         return cls(cell, data, load_teacher(root, cell, len(data.class_counts)))
 

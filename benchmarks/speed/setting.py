@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.speed.cells import Cell
 from krd_ray.config import RunConfig, TrainConfig
@@ -185,16 +185,11 @@ class Learner:
         self.descent.step(terms["loss"])
 
 
-def load_teacher_net(root: Path, cell: Cell, num_classes: int) -> nn.Module:
-    """The frozen teacher, on the CPU."""
-    path, side = weights_of(root, cell), cell.machine.side
-    return load_model(path, model=None, num_classes=num_classes, image_size=side)[0]
-
-
 def load_teacher(root: Path, cell: Cell, num_classes: int) -> FixedForward:
     """The frozen teacher as krd_ray's own runs it: precision, memory layout and compilation alike."""
-    machine = cell.machine
-    net = load_teacher_net(root, cell, num_classes).to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    machine, path = cell.machine, weights_of(root, cell)
+    net = load_model(path, model=None, num_classes=num_classes, image_size=machine.side)[0]
+    net = net.to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(view: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(machine.device, torch.bfloat16, enabled=machine.precision == "bf16"):

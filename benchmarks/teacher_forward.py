@@ -37,7 +37,8 @@ def main(
     """Measure images per second of teachers on a GPU if there is one, else on the CPU; the ways take turns."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ways = HOW if device.type == "cuda" else ("off", "inductor")
-    torch.set_num_threads(1 if device.type == "cuda" else torch.get_num_threads())
+    if device.type == "cuda":
+        torch.set_num_threads(1)
     rows = []
     for name in model or ["resnet32x4@32", "torchvision:resnet50@224"]:
         for size in micro_batch or [64, 128, 256]:

@@ -196,5 +196,5 @@ def load_teacher(root: Path, cell: Cell, num_classes: int) -> FixedForward:
             logits, features = net(view)
         return logits.float(), features
 
-    example = torch.zeros(machine.micro_batch, 3, machine.side, machine.side, device=machine.device)
-    return record_forward(forward, example.contiguous(memory_format=torch.channels_last), machine.compile)  # type: ignore[arg-type]
+    shape = (machine.micro_batch, 3, machine.side, machine.side)
+    return record_forward(forward, shape, torch.device(machine.device), machine.compile)  # type: ignore[arg-type]

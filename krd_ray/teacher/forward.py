@@ -53,10 +53,7 @@ class TeacherForward:
         self._model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._view = replace(view, mean=card.mean, std=card.std) if card else view
         self._device, self._bf16, self._micro_batch = device, bf16, micro_batch
-        example = torch.zeros(micro_batch, 3, view.side, view.side, device=device)
-        self._fixed = record_forward(
-            self._forward, example.contiguous(memory_format=torch.channels_last), compile
-        )
+        self._fixed = record_forward(self._forward, (micro_batch, 3, view.side, view.side), device, compile)
 
     @torch.inference_mode()
     def __call__(self, images: npt.NDArray[np.uint8], sample_ids: IntArray, view_index: IntArray) -> RowArray:

@@ -19,7 +19,9 @@ WARM_UP_CALLS = 3  # before recording: libraries choose their algorithms and tak
 
 
 @torch.inference_mode()
-def record_forward(forward: FixedForward, example: Tensor, how: Compile) -> FixedForward:
+def record_forward(
+    forward: FixedForward, shape: tuple[int, int, int, int], device: torch.device, how: Compile
+) -> FixedForward:
     """Returns a function with the answers of `forward` for inputs of one shape.
 
     `inductor` lets torch.compile fuse the network's operations. On a GPU it and `cuda_graph` then record the
@@ -27,18 +29,20 @@ def record_forward(forward: FixedForward, example: Tensor, how: Compile) -> Fixe
 
     Args:
         forward: (view [b, 3, S, S]) -> (logits [b, C], features [b, D]); called in inference mode.
-        example: an input of the only shape, dtype, layout and device that will come.
+        shape: (b, 3, S, S), the only one that will come, float32 with channels last in memory.
+        device: where they will lie.
         how: `off` returns `forward` itself.
     Raises:
         TeacherError: the network cannot be compiled or recorded.
     """
     if how == "off":
         return forward
+    example = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last)
     try:
         if how == "inductor":
             forward = torch.compile(forward, dynamic=False, options={"freezing": True})
             forward(example)
-        return _Graph(forward, example) if example.device.type == "cuda" else forward
+        return _Graph(forward, example) if device.type == "cuda" else forward
     except Exception as error:  # a network of the user's may do anything that neither can follow
         raise TeacherError(
             f"teacher.compile is {how}, but the teacher's forward does not allow it ({type(error).__name__}: "

@@ -57,7 +57,7 @@ def test_a_network_that_asks_the_gpu_in_between_is_refused() -> None:
         return view[:, 0, 0, :10] * float(view.sum()), view[:, 0, 0, :4]
 
     with pytest.raises(TeacherError, match=r"set teacher\.compile to off"):
-        record_forward(asks, torch.zeros(4, 3, 32, 32, device="cuda"), "cuda_graph")
+        record_forward(asks, (4, 3, 32, 32), torch.device("cuda"), "cuda_graph")
 
 
 def test_teacher_and_students_share_one_card(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from krd_ray.errors import TeacherError
 from krd_ray.models.registry import build_model
 from krd_ray.teacher.recorded import record_forward
 
-VIEW = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+SHAPE, CPU = (4, 3, 8, 8), torch.device("cpu")
+VIEW = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
 
 
 def plain(view: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,13 +24,13 @@ def plain(view: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def test_off_is_the_forward_itself() -> None:
-    assert record_forward(plain, VIEW, "off") is plain
+    assert record_forward(plain, SHAPE, CPU, "off") is plain
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_network_says_the_same() -> None:
     net = build_model("digits_net_4", num_classes=5, image_size=8, seed=0).eval().requires_grad_(False)
-    compiled = record_forward(net, VIEW, "inductor")
+    compiled = record_forward(net, SHAPE, CPU, "inductor")
     with torch.inference_mode():
         for found, expected in zip(compiled(VIEW + 1), net(VIEW + 1), strict=True):
             torch.testing.assert_close(found, expected)
@@ -40,4 +41,4 @@ def test_a_network_that_cannot_be_compiled_says_which_setting_to_change() -> Non
         raise ValueError(f"no views of {len(view)} rows")
 
     with pytest.raises(TeacherError, match=r"teacher.compile is inductor.*set teacher.compile to off"):
-        record_forward(broken, VIEW, "inductor")
+        record_forward(broken, SHAPE, CPU, "inductor")

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.entry import run_command
-from benchmarks.speed.cells import CELLS, WARM_UP_EPOCHS, Cell
+from benchmarks.speed.cells import CELLS, MACHINES, WARM_UP_EPOCHS, Cell
 from benchmarks.speed.rounds import measure, measure_on_card
 from benchmarks.speed.slow import measure_slow
 from benchmarks.speed.table import write_table
@@ -42,6 +42,8 @@ def main(
     for name in cells or []:
         if name not in known:
             raise typer.BadParameter(f"--cell must be one of {', '.join(known)}, got {name!r}")
+    if on not in MACHINES:
+        raise typer.BadParameter(f"--on must be one of {', '.join(MACHINES)}, got {on!r}")
     wanted = cells or [name for name in known if (CELLS[name].on if name in CELLS else "cpu") == on]
     # Equal terms: Ray's workers are nice by default, and krd_ray's keep freed memory; the contenders do as they do.
     for variable, value in {"RAY_worker_niceness": "0", **KEEP_FREED_MEMORY}.items():

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from benchmarks.speed.__main__ import main
 from benchmarks.speed.cells import Cell
 from benchmarks.speed.ratios import Spread, ratios_of
 
@@ -64,3 +67,8 @@ def test_a_filled_store_is_compared_by_images_per_second() -> None:
     ratios = ratios_of(found(Cell("t", "s", 2, placement="stored", cycle=2), [run(1.0, pace=50.0)], plain))
     assert ratios["against_free"] == pytest.approx((50.0 / 40.0,) * 3)
     assert ratios["against_one"] is ratios["gain"] is None
+
+
+def test_a_machine_that_no_row_is_for_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(typer.BadParameter, match="--on must be one of cpu, gpu, got 'tpu'"):
+        main(on="tpu", results=tmp_path)

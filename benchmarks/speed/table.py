@@ -77,7 +77,7 @@ def _notes(found: dict[str, Found]) -> list[str]:
             notes.append(_memory_note(name, each["krd"][0]["ledger"]))
         if "slowness" in each:
             notes.append(_slow_note(each))
-    return [line for note in notes for line in (note, "")][:-1]
+    return [line for note in notes if note for line in (note, "")][:-1]
 
 
 def _all_epochs(each: Found) -> list[dict[str, float]]:

@@ -151,6 +151,10 @@ class TrainConfig(Strict):
     checkpoint_every_epochs: Count = Field(1, description="the last epoch is always checkpointed")
     progress_every_s: Positive = 1.0
     num_threads: Count | None = Field(None, description="CPU threads; null: num_cpus rounded up")
+    niceness: Annotated[int, Field(ge=0, le=19)] = Field(
+        10,
+        description="on CPUs, how far students stand back behind the teacher and the readers they wait for",
+    )
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> TrainConfig:

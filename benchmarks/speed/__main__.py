@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.entry import run_command
-from benchmarks.speed.cells import CELLS, MACHINES, WARM_UP_EPOCHS, Cell
+from benchmarks.speed.cells import CELLS, COOL_DOWN_EPOCHS, MACHINES, WARM_UP_EPOCHS, Cell
 from benchmarks.speed.rounds import measure, measure_on_card
 from benchmarks.speed.slow import measure_slow
 from benchmarks.speed.table import write_table
@@ -23,7 +23,7 @@ from krd_ray.train.cluster import KEEP_FREED_MEMORY
 from krd_ray.train.rundir import environment, write_json
 
 RESULTS = Path(__file__).parent.parent / "results" / "speed"
-TINY_EPOCHS = WARM_UP_EPOCHS + 1
+TINY_EPOCHS = WARM_UP_EPOCHS + 1 + COOL_DOWN_EPOCHS
 
 
 def main(
@@ -45,8 +45,8 @@ def main(
     if on not in MACHINES:
         raise typer.BadParameter(f"--on must be one of {', '.join(MACHINES)}, got {on!r}")
     wanted = cells or [name for name in known if (CELLS[name].on if name in CELLS else "cpu") == on]
-    # Equal terms: Ray's workers are nice by default, and krd_ray's keep freed memory; the contenders do as they do.
-    for variable, value in {"RAY_worker_niceness": "0", **KEEP_FREED_MEMORY}.items():
+    # Equal terms: krd_ray's processes keep freed memory, and so do the contenders.
+    for variable, value in KEEP_FREED_MEMORY.items():
         os.environ.setdefault(variable, value)
     root, results = out.resolve(), results / "tiny" if tiny else results
     chosen = {name: _chosen(CELLS[name], rounds, tiny=tiny) for name in wanted if name in CELLS}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 WARM_UP_EPOCHS = 1
+COOL_DOWN_EPOCHS = 1  # a served teacher works ahead, and has done part of the last epoch before it begins
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Cell:
         num_students: N.
         cycle: number of different views; None: a new one each epoch.
         placement: of the teacher.
-        epochs: of each run, the first of which warms up.
+        epochs: of each run, the first of which warms up; the last one does not count either.
         rounds: runs, each between two measurements of the plain contenders.
         on: machine.
     """
@@ -92,7 +93,7 @@ class Cell:
     num_students: int
     cycle: int | None = None
     placement: str = "actors"
-    epochs: int = WARM_UP_EPOCHS + 2
+    epochs: int = WARM_UP_EPOCHS + 2 + COOL_DOWN_EPOCHS
     rounds: int = 5
     on: str = "cpu"
 
@@ -112,8 +113,8 @@ CELLS: dict[str, Cell] = {
     "n4-ratio1": Cell("resnet20", "resnet8", 4),
     "n4-ratio4-views4": Cell("resnet8x4", "resnet8", 4, cycle=4, epochs=8, rounds=3),
     "n1-ratio4-in-process": Cell("resnet8x4", "resnet8", 1, placement="in_process"),
-    "n1-ratio4-stored": Cell("resnet8x4", "resnet8", 1, cycle=2, placement="stored", epochs=WARM_UP_EPOCHS + 4),
-    "n2-20-epochs": Cell("resnet20", "resnet8_w4", 2, epochs=WARM_UP_EPOCHS + 20, rounds=1),
+    "n1-ratio4-stored": Cell("resnet8x4", "resnet8", 1, cycle=2, placement="stored", epochs=WARM_UP_EPOCHS + 5),
+    "n2-20-epochs": Cell("resnet20", "resnet8_w4", 2, epochs=WARM_UP_EPOCHS + 21, rounds=1),
     **{
         f"gpu-n{n}": Cell(
             "torchvision:convnext_base", "torchvision:resnet18", n, epochs=WARM_UP_EPOCHS + 5, rounds=1, on="gpu"

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.speed.cells import WARM_UP_EPOCHS, Cell
+from benchmarks.speed.cells import COOL_DOWN_EPOCHS, WARM_UP_EPOCHS, Cell
 from benchmarks.speed.others import others_cpu
 from benchmarks.speed.setting import run_config
 from krd_ray.errors import RunError
@@ -32,7 +32,7 @@ def krd_run(root: Path, name: str, cell: Cell, **changes: Any) -> dict[str, Any]
     rows = {student.name: _train_rows(run, student.name) for student in config.students}
     teacher = _teacher_cpu(run.teacher)
     epochs = []
-    for epoch in range(WARM_UP_EPOCHS, cell.epochs):
+    for epoch in range(WARM_UP_EPOCHS, cell.epochs - COOL_DOWN_EPOCHS):
         whole = [each for each in rows.values() if len(each) == cell.epochs]
         ends = [max(each[e]["time"] for each in whole) for e in (epoch - 1, epoch)]
         served = _at(teacher, ends[1]) - _at(teacher, ends[0])

@@ -6,7 +6,7 @@ Does not read files and does not format.
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import median
+from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from benchmarks.speed.cells import MACHINES
@@ -66,15 +66,15 @@ def ratios_of(found: Found) -> dict[str, Spread | None]:
 
 
 def krd_cost(found: Found, number: int) -> float:
-    """Cost of an epoch of one run: the median; on a card the wall time of an epoch of the median student.
+    """Cost of an epoch of one run: the mean, as a teacher may rest in some.
 
-    Students start seconds apart, which is epochs on a card, and one that starts late is quick until it has caught up:
-    the end of everybody's epoch says little there.
+    On a card it is the wall time of an epoch of the median student: students start seconds apart, which is epochs
+    there, and one that starts late is quick until it has caught up, so that the end of everybody's epoch says little.
     """
     run = found["krd"][number]
     if cost_of(found) == "wall_s":
         return _images(run) / median(run["images_per_s"].values())
-    return median(epoch["cpu_s"] for epoch in run["epochs"])
+    return fmean(epoch["cpu_s"] for epoch in run["epochs"])
 
 
 def _images(run: Found) -> float:

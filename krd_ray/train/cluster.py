@@ -39,15 +39,17 @@ KEEP_FREED_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     "MALLOC_ARENA_MAX": "1",
 }
-# For a cluster that lives and dies with the driver: nothing preempts it, nobody scrapes its metrics or asks for its
-# task events (both cost every process a thread's work), and several processes per student start at once on few cores
-# without that being worth a warning.
+# For a cluster that lives and dies with the driver: its processes stand back behind those of whoever sits at the
+# machine, but less than Ray's default, so that students can stand back further. Nothing preempts it, nobody scrapes
+# its metrics or asks for its task events (both cost every process a thread's work), and several processes start at
+# once on few cores without that being worth a warning.
 ON_THIS_MACHINE = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_task_events_report_interval_ms": "0",
     "RAY_worker_maximum_startup_concurrency": "8",
+    "RAY_worker_niceness": "5",
     **KEEP_FREED_MEMORY,
 }
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the driver of a submitted job, with RAY_ADDRESS

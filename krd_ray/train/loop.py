@@ -130,6 +130,8 @@ class _Worker:
         torch.set_num_threads(spec.num_threads)
         self.spec, self.folder, self.keep = spec, folder, keep
         self.device = ray.train.torch.get_device()
+        # Whoever a student waits for goes first where cores are scarce; threads that torch starts later inherit it.
+        niceness = os.nice(spec.train.niceness if self.device.type == "cpu" else 0)
         self.student = self._build()
         self.module: nn.Module = ray.train.torch.prepare_model(self.student)
         self.descent = Descent(self.student, spec.train, self.device)
@@ -154,6 +156,7 @@ class _Worker:
             device=str(self.device),
             node=ray.get_runtime_context().get_node_id(),
             placement_group=_own_placement_group(),
+            niceness=niceness,
         )
         # The step's own thread does all its work when torch has no others; else the process's clock must do.
         self.cpu_clock = time.thread_time if spec.num_threads == 1 else time.process_time

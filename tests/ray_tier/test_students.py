@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import ray
 from safetensors.torch import load_file
 
 from krd_ray.config import Resources, SamplerConfig, TrainConfig
@@ -123,6 +124,20 @@ def test_students_fail_alone_and_a_killed_one_ends_with_the_weights_of_an_undist
     assert left.keys() == right.keys()
     assert all((left[key] == right[key]).all() for key in left)
     assert before == RECEIVED_BYTES, "neither pixels nor targets pass through the driver"
+
+
+def test_students_stand_back_behind_their_teacher(spec: WorkerSpec, served: Any) -> None:
+    group, _ = served
+    teacher = psutil.Process(ray.get(group.replicas[0].info.remote()).pid).nice()
+    short, equal = named(spec, "short", epochs=1), named(spec, "equal", epochs=1, niceness=0)
+    run_together([run_of(short), run_of(equal)], lambda _: None, TICK_S)
+    found = [
+        row["niceness"]
+        for student in (short, equal)
+        for row in StudentDir(Path(student.folder)).rows()
+        if row["split"] == "start"
+    ]
+    assert found == [min(teacher + 10, 19), teacher]
 
 
 def test_a_student_that_finds_no_room_on_its_disk_fails_once_and_names_the_file(spec: WorkerSpec) -> None:

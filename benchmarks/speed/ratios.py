@@ -30,6 +30,8 @@ def ratios_of(found: Found) -> dict[str, Spread | None]:
 
         against_one = K / P_N        gain = N P_1 / K        against_free = images/s of the run / images/s of B2
 
+    `busy` is the part of the cores' time that teacher and students took (CPU only).
+
     On a CPU A, A* and eta are the ledger's. On a card, where all processes take turns, the limit is the one process:
     A = gain, A* = N P_1 / P_N, eta = P_N / K; what a student costs is (P_N - P_1) / (N - 1), the teacher the rest
     of P_1, its views with it.
@@ -53,6 +55,7 @@ def ratios_of(found: Found) -> dict[str, Spread | None]:
         "gain": over(lambda k: _over(_times(num, _plain(found, "alone", k)), krd_cost(found, k))),
         "marginal": over(lambda k: _marginal(found, k)),
         "against_free": over(lambda k: _against_free(found, k)),
+        "busy": over(lambda k: _busy(found, k)),
     }
     if cost_of(found) == "wall_s":
         found_ratios |= {
@@ -75,6 +78,14 @@ def krd_cost(found: Found, number: int) -> float:
     if cost_of(found) == "wall_s":
         return _images(run) / median(run["images_per_s"].values())
     return fmean(epoch["cpu_s"] for epoch in run["epochs"])
+
+
+def _busy(found: Found, number: int) -> float | None:
+    if cost_of(found) == "wall_s":
+        return None
+    num_cpus = MACHINES[found["cell"]["on"]].num_cpus
+    epochs = found["krd"][number]["epochs"]
+    return sum(e["cpu_s"] for e in epochs) / (num_cpus * sum(e["wall_s"] for e in epochs))
 
 
 def _images(run: Found) -> float:

@@ -29,6 +29,7 @@ COLUMNS = {
     "gain over N alone (B0)": ("gain", 2),
     "marginal cost": ("marginal", 2),
     "images/s against free teacher (B2)": ("against_free", 2),
+    "cores busy": ("busy", 2),
 }
 UNITS = {"cpu_s": "CPU seconds", "wall_s": "seconds of the card"}
 
@@ -63,7 +64,8 @@ def _notes(found: dict[str, Found]) -> list[str]:
         "Medians over rounds, smallest and largest in brackets where they differ. A round is a run of krd_ray beside "
         "two measurements of the plain loops: B1, one process, one teacher, N students in a loop, no Ray; B0, N "
         "separate runs with the teacher inside. On CPUs an epoch costs CPU seconds of teacher and students, and a "
-        "plain loop runs as two copies at a time, so that both cores are as busy as in a run. On a GPU it costs the "
+        "plain loop runs as two copies at a time, so that both cores are at work as in a run; cores busy: the part of their time that teacher and students took, "
+        "more is better. On a GPU it costs the "
         "wall seconds in which one card does all the work.",
         _besides_note(cells),
         *(_memory_of_teacher_note(name, each) for name, each in cells.items() if each["cell"]["on"] == "cpu"),

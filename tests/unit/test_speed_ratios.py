@@ -50,6 +50,7 @@ def test_a_round_is_compared_with_the_plain_loops_on_both_sides_of_it() -> None:
     assert ratios["cost_ratio"] == Spread(4.0, 4.0, 4.0)
     assert ratios["marginal"] == Spread(1.25, 1.25, 1.25)
     assert ratios["against_free"] is None
+    assert ratios["busy"] == pytest.approx((0.05, 0.05, 0.05))  # of two cores, 10 wall seconds per CPU second
 
 
 def test_on_a_card_the_limit_is_the_one_process_and_the_median_student_sets_the_pace() -> None:

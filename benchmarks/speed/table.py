@@ -64,9 +64,9 @@ def _notes(found: dict[str, Found]) -> list[str]:
         "Medians over rounds, smallest and largest in brackets where they differ. A round is a run of krd_ray beside "
         "two measurements of the plain loops: B1, one process, one teacher, N students in a loop, no Ray; B0, N "
         "separate runs with the teacher inside. On CPUs an epoch costs CPU seconds of teacher and students, and a "
-        "plain loop runs as two copies at a time, so that both cores are at work as in a run; cores busy: the part of their time that teacher and students took, "
-        "more is better. On a GPU it costs the "
-        "wall seconds in which one card does all the work.",
+        "plain loop runs as two copies at a time, so that both cores are at work as in a run; cores busy: "
+        "the part of their time that teacher and students took, more is better. On a GPU an epoch costs the wall "
+        "seconds in which one card does all the work.",
         _besides_note(cells),
         *(_memory_of_teacher_note(name, each) for name, each in cells.items() if each["cell"]["on"] == "cpu"),
     ]

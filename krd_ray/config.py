@@ -63,8 +63,8 @@ class TeacherConfig(Strict):
     model: str | None = Field(None, description="model name; null: as the safetensors file says")
     placement: Literal["actors", "in_process", "stored"] = Field(
         "actors",
-        description="actors: shared by all students; in_process: inside each student's workers, for one student with "
-        "fresh views; stored: no teacher, all targets from a store filled by `krd targets`",
+        description="actors: shared by all students; in_process: inside each process of students, for one process "
+        "with fresh views; stored: no teacher, all targets from a store filled by `krd targets`",
     )
     replicas: Count = 1
     resources: Resources = Resources()
@@ -270,6 +270,11 @@ class RunConfig(Strict):
     compare: CompareConfig | None = Field(None, description="methods x models x seeds, added to students")
     students_at_once: Count | None = Field(
         None, description="students that train at the same time; null: all of them"
+    )
+    students_per_process: Count = Field(
+        1,
+        description="students that share a process, and train in step there, where they agree in seed, workers, "
+        "resources and the settings of their batches: each batch is read, made into a view and asked for once",
     )
     ray: RayConfig = RayConfig()
     evaluate: bool = Field(True, description="read the test split once at the end of the run")

@@ -6,41 +6,56 @@ Does not write them down (`loop` does, with `rundir.MetricsLog`).
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
 import torch.distributed as dist
 
-from krd_ray.data.plan import IntArray
-from krd_ray.data.shard_set import Batch
 from krd_ray.teacher.client import ClientStats
 from krd_ray.teacher.stats import process_memory
 from krd_ray.train.reduce import sum_over_ranks
 
 
-class EpochAccount:
-    """One rank's account of one epoch, from its start.
+class SharedClock:
+    """The CPU seconds of a process since its epoch began, and how many of them went into steps.
 
     Args:
-        waits: the client's counters, which go on over epochs.
-        world: number of ranks.
+        num_students: that train in the process.
     """
 
-    def __init__(self, waits: ClientStats, world: int) -> None:
-        self._world = world
-        self._waits, self._before = waits, asdict(waits)
-        self._started = self._shown = time.perf_counter()
-        self._cpu_started = time.process_time()
-        self._sums: dict[str, float] = {}
-        self._step_cpu_s = 0.0
-        self.seen: list[IntArray] = []
+    def __init__(self, num_students: int) -> None:
+        self._num_students, self._started = num_students, time.process_time()
+        self.steps_s = 0.0
 
-    def add(self, batch: Batch, terms: dict[str, float], step_cpu_s: float) -> None:
+    def share(self) -> float:
+        """Returns one student's share of what did not go into steps."""
+        return (time.process_time() - self._started - self.steps_s) / self._num_students
+
+
+class EpochAccount:
+    """One rank's account of one student's epoch, from its start.
+
+    Args:
+        waits: returns counters that go on over epochs.
+        world: number of ranks.
+        clock: of the process, which students that share it share.
+    """
+
+    def __init__(self, waits: Callable[[], ClientStats], world: int, clock: SharedClock) -> None:
+        self._world, self._clock = world, clock
+        self._waits, self._before = waits, asdict(waits())
+        self._started = self._shown = time.perf_counter()
+        self._sums: dict[str, float] = {}
+        self._step_cpu_s, self._num_samples = 0.0, 0
+
+    def add(self, num_samples: int, terms: dict[str, float], step_cpu_s: float) -> None:
         """Counts one step: its rows, the terms as batch means, the CPU seconds it took."""
         for name, value in terms.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value * len(batch)
+            self._sums[name] = self._sums.get(name, 0.0) + value * num_samples
         self._step_cpu_s += step_cpu_s
-        self.seen.append(batch.sample_ids)
+        self._clock.steps_s += step_cpu_s
+        self._num_samples += num_samples
 
     def is_due(self, every_s: float) -> bool:
         """Returns True when so much time has passed since it last did, or since the start."""
@@ -62,10 +77,13 @@ class EpochAccount:
 
     def _values(self, device: torch.device | None) -> dict[str, float]:
         wall_s = time.perf_counter() - self._started
-        values = {name: value - self._before[name] for name, value in asdict(self._waits).items()}
+        values = {name: value - self._before[name] for name, value in asdict(self._waits()).items()}
         values |= {f"sum_{name}": value for name, value in self._sums.items()}
-        values |= {"num_samples": sum(map(len, self.seen)), "wall_s": wall_s}
-        values |= {"cpu_s": time.process_time() - self._cpu_started, "step_cpu_s": self._step_cpu_s}
+        values |= {"num_samples": self._num_samples, "wall_s": wall_s}
+        values |= {
+            "cpu_s": self._step_cpu_s + self._clock.share(),
+            "step_cpu_s": self._step_cpu_s,
+        }
         if device is not None and self._world > 1:
             vector = torch.tensor(list(values.values()), dtype=torch.float64)
             values = dict(zip(values, sum_over_ranks(vector, device).tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""Answers how the workers of one student start, and start again after a failure.
+"""Answers how the workers of one process's students start, and start again after a failure.
 
 Does not train (`loop` does). One worker is one process: an actor in which Ray Train runs in its local mode, without
 controller, synchronisation actor and placement group, each of which would be a process that wakes a hundred times a
@@ -6,6 +6,8 @@ second. Several workers are a Ray Train worker group. The function they run is t
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import ray
 import ray.exceptions
@@ -17,44 +19,47 @@ from krd_ray.config import Resources
 from krd_ray.config_resources import Strategy
 from krd_ray.errors import KrdError, StorageError
 from krd_ray.storage.places import Folder
-from krd_ray.train.loop import WorkerSpec, train_worker
+from krd_ray.train.loop import train_worker
 from krd_ray.train.process_group import NodeProcessGroup
 from krd_ray.train.rundir import OF_RAY_TRAIN
+from krd_ray.train.worker_spec import WorkerSpec
 
 
 @ray.remote
 class TrainWorker:
-    """The process of a student that has one worker."""
+    """The process of students that have one worker."""
 
-    def train(self, spec: WorkerSpec) -> None:
+    def train(self, specs: Sequence[WorkerSpec]) -> None:
         """Trains to the end."""
         TorchTrainer(
-            train_worker, train_loop_config={"spec": spec}, scaling_config=ScalingConfig(num_workers=0)
+            train_worker, train_loop_config={"specs": specs}, scaling_config=ScalingConfig(num_workers=0)
         ).fit()
 
 
-def train_student(
-    spec: WorkerSpec, workers: int, resources: Resources, strategy: Strategy, max_failures: int
+def train_students(
+    specs: Sequence[WorkerSpec], workers: int, resources: Resources, strategy: Strategy, max_failures: int
 ) -> None:
-    """Trains a student from its last checkpoint to its end, on as many workers.
+    """Trains students of one process from their last checkpoints to their ends, on as many workers.
 
     Args:
-        spec: for its workers.
+        specs: of the students, for the workers.
         workers: number of data-parallel workers.
         resources: of each worker.
         strategy: how they are laid on nodes.
-        max_failures: how often all its workers start again.
+        max_failures: how often all workers start again.
     Raises:
-        ray.exceptions.RayError: the process of its one worker has failed more often than that.
-        ray.train.TrainingFailedError: its group of workers has.
+        ray.exceptions.RayError: the process of the one worker has failed more often than that.
+        ray.train.TrainingFailedError: the group of workers has.
     """
     if workers == 1:
-        _train_alone(spec, resources, strategy, max_failures)
+        _train_alone(specs, resources, strategy, max_failures)
     else:
-        _train_group(spec, workers, resources, strategy, max_failures)
+        _train_group(specs, workers, resources, strategy, max_failures)
 
 
-def _train_alone(spec: WorkerSpec, resources: Resources, strategy: Strategy, max_failures: int) -> None:
+def _train_alone(
+    specs: Sequence[WorkerSpec], resources: Resources, strategy: Strategy, max_failures: int
+) -> None:
     """Every attempt gets a process of its own: after a failure on a GPU the old one may be of no more use.
 
     An error of ours would only happen again, unless the run's place could not be reached.
@@ -62,7 +67,7 @@ def _train_alone(spec: WorkerSpec, resources: Resources, strategy: Strategy, max
     for failures_left in range(max_failures, -1, -1):
         worker = TrainWorker.options(**resources.actor_options(strategy)).remote()  # type: ignore[attr-defined]
         try:
-            ray.get(worker.train.remote(spec))
+            ray.get(worker.train.remote(specs))
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None)
             if failures_left == 0 or (isinstance(cause, KrdError) and not isinstance(cause, StorageError)):
@@ -74,13 +79,13 @@ def _train_alone(spec: WorkerSpec, resources: Resources, strategy: Strategy, max
 
 
 def _train_group(
-    spec: WorkerSpec, workers: int, resources: Resources, strategy: Strategy, max_failures: int
+    specs: Sequence[WorkerSpec], workers: int, resources: Resources, strategy: Strategy, max_failures: int
 ) -> None:
     gpu = resources.num_gpus > 0
-    place = Folder.at(spec.place or spec.folder)
+    place = Folder.at(specs[0].place or specs[0].folder)
     TorchTrainer(
         train_worker,
-        train_loop_config={"spec": spec},
+        train_loop_config={"specs": specs},
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=gpu,

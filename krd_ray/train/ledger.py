@@ -103,7 +103,8 @@ def _student_entry(run: RunDir, name: str, stats: Sequence[Row], *, on_cpu: bool
     covered = {row["epoch"]: row for row in rows if row["split"] == "coverage"}
     entry: dict[str, Any] = {"samples": sum(row["num_samples"] for row in trained)}
     entry |= {key: sum(row[key] for row in trained) for key in STUDENT_SUMS}
-    entry["teacher_cpu_s"] = sum(row["cpu_s"] for row in stats if _host_of(row) == name)
+    shares = _shares_of(name, rows)
+    entry["teacher_cpu_s"] = sum(row["cpu_s"] * shares.get(_host_of(row), 0.0) for row in stats)
     timed = on_cpu and entry["step_cpu_s"] > 0
     entry["marginal_cost"] = entry["cpu_s"] / entry["step_cpu_s"] if timed else None
     entry["restarts"] = num_restarts(rows)
@@ -111,6 +112,12 @@ def _student_entry(run: RunDir, name: str, stats: Sequence[Row], *, on_cpu: bool
     entry["epochs"] = len(covered)
     entry |= {key: sum(row[key] for row in covered.values()) for key in ("missed", "doubled", "left_out")}
     return entry | _memory(trained)
+
+
+def _shares_of(name: str, rows: Sequence[Row]) -> dict[str | None, float]:
+    """Part of the CPU seconds of a teacher inside a process that counts for one of its students, by its host."""
+    processes = [row.get("process", [name]) for row in rows if row["split"] == "start"]
+    return {process[0]: 1 / len(process) for process in processes}
 
 
 def _memory(trained: Sequence[Row]) -> dict[str, float | None]:
@@ -160,6 +167,6 @@ def _views_inside(inside: Sequence[Row]) -> int:
 
 
 def _host_of(row: Row) -> str | None:
-    """The student inside whose worker a replica lived, called `<student>.<rank>`; None: a process of its own."""
+    """The first student of the worker that a replica lived in, called `<student>.<rank>`; None: its own process."""
     name = row["replica"]
     return name.rpartition(".")[0] if isinstance(name, str) else None

@@ -13,7 +13,9 @@ from krd_ray.config import Resources, RunConfig, StudentConfig
 from krd_ray.config_resources import has_labels, one_of
 from krd_ray.data.reading import READ_CPUS
 from krd_ray.errors import ResourceError
+from krd_ray.train.processes import load_of, processes_of
 
+Process = tuple[StudentConfig, ...]
 MOST_LINES = 8
 ENOUGH = 1e-9  # sums of fractions are not exact
 
@@ -93,9 +95,10 @@ def check_run(
         ):  # actors calibrate and test it, and are gone when students start
             check_resources(demands_of(config, [], taught=True, streams=streams), nodes)
         taught = False
-    groups = [heaviest(students, config.students_at_once)]
+    processes = processes_of(config, students)
+    groups = [[student for process in heaviest(processes, config.students_at_once) for student in process]]
     if config.students_at_once is not None:
-        groups += [[student] for student in students]
+        groups += [list(process) for process in processes]
     for group in groups:
         check_resources(demands_of(config, group, taught=taught, streams=streams), nodes)
 
@@ -112,20 +115,22 @@ def demands_of(
     if config.teacher is not None and taught:
         wanted = config.teacher.resources
         demands += [_demand(f"teacher replica {k}", wanted) for k in range(config.teacher.replicas)]
-    for student in students:
-        demands += _workers(student)
+    for process in processes_of(config, students):
+        demands += _workers(process)
     if streams:
         demands.append(Demand("reading shards", {"CPU": READ_CPUS}))
     return demands
 
 
-def heaviest(students: Sequence[StudentConfig], num: int | None) -> list[StudentConfig]:
-    """Returns the `num` students that reserve most; None: all."""
-
-    def load(student: StudentConfig) -> tuple[float, float]:
-        return student.workers * student.resources.num_gpus, student.workers * student.resources.num_cpus
-
-    return sorted(students, key=load, reverse=True)[:num]
+def heaviest(processes: Sequence[Process], num: int | None) -> list[Process]:
+    """Returns the processes that reserve most, with `num` students at most, but one at least; None: all."""
+    if num is None:
+        return list(processes)
+    found: list[Process] = []
+    for process in sorted(processes, key=load_of, reverse=True):
+        if not found or sum(map(len, found)) + len(process) <= num:
+            found.append(process)
+    return found
 
 
 def check_resources(demands: Sequence[Demand], nodes: Sequence[Node]) -> None:
@@ -151,8 +156,10 @@ def _demand(who: str, wanted: Resources) -> Demand:
     return Demand(who, wanted.as_ray(), wanted.node_labels)
 
 
-def _workers(student: StudentConfig) -> list[Demand]:
-    who, one = f"student {student.name}", student.resources
+def _workers(process: Process) -> list[Demand]:
+    student = process[0]
+    names = few([each.name for each in process])
+    who, one = f"student{'s' if len(process) > 1 else ''} {names}", student.resources
     if student.strategy == "STRICT_PACK" and student.workers > 1:
         together = {name: amount * student.workers for name, amount in one.as_ray().items()}
         return [Demand(f"{who}, {student.workers} workers on one node,", together, one.node_labels)]

@@ -24,13 +24,14 @@ from krd_ray.teacher.spec import threads_for
 from krd_ray.train.cluster import address_of, connected, fits_cache, living_nodes
 from krd_ray.train.ledger import build_ledger
 from krd_ray.train.live import Progress
-from krd_ray.train.loop import WorkerSpec
 from krd_ray.train.places import check_run, demands_of
 from krd_ray.train.prepare import Prepared, prepare
+from krd_ray.train.processes import processes_of
 from krd_ray.train.rundir import RunDir, environment, num_sessions, open_run, read_json, write_json
-from krd_ray.train.students import StudentRun, run_together
+from krd_ray.train.students import StudentsRun, run_together
 from krd_ray.train.teaching import teaching
 from krd_ray.train.waiting import saying_who_waits
+from krd_ray.train.worker_spec import WorkerSpec
 
 TICK_S = 0.5
 FILES_OF_ONES_OWN = ("parquet", "folder", "list")  # such data is known by the folder of its shards
@@ -165,13 +166,14 @@ def _train(prepared: Prepared, run: RunDir, students: Sequence[StudentConfig]) -
     ):
         if not run.config.exists():
             write_text(run.config, dump_config(config))
-        runs = [student_run(prepared, run, student, link) for student in students]
-        progress.say(f"training {len(runs)} student(s) in {run.place}")
+        processes = processes_of(config, students)
+        runs = [students_run(prepared, run, process, link) for process in processes]
+        shared = "" if len(runs) == len(students) else f" in {len(runs)} process(es)"
+        progress.say(f"training {len(students)} student(s){shared}, run directory {run.place}")
         run_together(runs, progress.refresh, TICK_S, at_once=config.students_at_once)
-        for each in runs:
-            result = each.finish()
+        for result in [result for each in runs for result in each.finish()]:
             if result["error"]:
-                progress.say(f"student {each.name} failed: {result['error']}")
+                progress.say(f"student {result['student']} failed: {result['error']}")
 
 
 def _saying_who_waits(
@@ -189,25 +191,26 @@ def _saying_who_waits(
     return saying_who_waits(demands_of(config, students, taught=shares, streams=streams), say)
 
 
-def student_run(
-    prepared: Prepared, run: RunDir, student: StudentConfig, link: TeacherLink | None
-) -> StudentRun:
-    """Returns one student's run, not started.
+def students_run(
+    prepared: Prepared, run: RunDir, process: Sequence[StudentConfig], link: TeacherLink | None
+) -> StudentsRun:
+    """Returns the run of one process's students, not started.
 
     Args:
         prepared: the checked run, with cached blocks where there are any.
-        run: where the student's folder lies.
-        student: with precision and memory layout decided (`prepare.resolve_student`).
-        link: to the teacher; not used by a student whose loss needs none.
+        run: where the students' folders lie.
+        process: students that can share one (`processes_of`), with precision and memory layout decided
+            (`prepare.resolve_student`).
+        link: to the teacher; not used by students whose loss needs none.
     """
-    taught = prepared.config.loss_of(student).needs_teacher
-    spec = _worker_spec(prepared, run, student, link if taught else None)
-    return StudentRun(
-        spec,
-        student.workers,
-        student.resources,
-        prepared.config.train_of(student).max_failures,
-        strategy=student.strategy,
+    first, config = process[0], prepared.config
+    taught = config.loss_of(first).needs_teacher
+    return StudentsRun(
+        [_worker_spec(prepared, run, student, link if taught else None) for student in process],
+        first.workers,
+        first.resources,
+        config.train_of(first).max_failures,
+        strategy=first.strategy,
         sync=run.sync,
     )
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from krd_ray.atomic import naming_a_full_disk, write_text
-from krd_ray.errors import RunError
+from krd_ray.errors import KrdError, RunError
 from krd_ray.storage.working_copy import WorkingCopy, working_copy
 
 OF_RAY_TRAIN = "ray_train"  # folder of what Ray Train itself writes about a group of workers
@@ -140,6 +140,10 @@ class StudentDir:
     @property
     def weights(self) -> Path:
         return self.root / "model.safetensors"
+
+    def write_error(self, error: KrdError) -> None:
+        """Writes what would only happen again, so that this student is not started a second time."""
+        write_json(self.error, {"kind": type(error).__name__, "message": error.message})
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns the metric rows written so far; a half-written last line is left out."""

@@ -1,4 +1,4 @@
-"""Answers how students train at the same time: one Ray Train run each, started together, failing alone.
+"""Answers how students train at the same time: one Ray Train run per process, started together, failing alone.
 
 Does not prepare data or teacher (`run` does), and does not start processes (`launch` does).
 """
@@ -18,26 +18,26 @@ from krd_ray.config import Resources
 from krd_ray.config_resources import Strategy
 from krd_ray.errors import DiskFullError
 from krd_ray.models.registry import describe_model
-from krd_ray.train.launch import first_cause, train_student
-from krd_ray.train.loop import WorkerSpec
+from krd_ray.train.launch import first_cause, train_students
 from krd_ray.train.rundir import StudentDir, num_restarts, read_json, seconds_trained, write_json
+from krd_ray.train.worker_spec import WorkerSpec
 
 
-class StudentRun:
-    """One student's Ray Train run in a thread of the driver; the driver holds references, never data.
+class StudentsRun:
+    """Students of one process in one Ray Train run, in a thread of the driver, which holds references, never data.
 
     Args:
-        spec: for its workers.
+        specs: of the students, for their workers; one at least.
         workers: number of data-parallel workers.
         resources: of each worker.
-        max_failures: restarts of its workers before it fails.
+        max_failures: restarts of the workers before what has not ended has failed.
         strategy: how the workers are laid on nodes.
         sync: makes the driver's folder and the one that workers write to equal, where they are two.
     """
 
     def __init__(
         self,
-        spec: WorkerSpec,
+        specs: Sequence[WorkerSpec],
         workers: int,
         resources: Resources,
         max_failures: int,
@@ -46,70 +46,90 @@ class StudentRun:
         sync: Callable[[], None] = lambda: None,
     ) -> None:
         self._sync = sync
-        self.name, self.folder = spec.student, StudentDir(Path(spec.folder))
-        self._spec, self._workers, self._resources = spec, workers, resources
+        self._specs, self._workers, self._resources = specs, workers, resources
         self._max_failures, self._strategy = max_failures, strategy
-        self._ended: str | None = None
-        self._result: dict[str, Any] = {}
-        self._thread = threading.Thread(target=self._run, name=f"student-{self.name}", daemon=True)
+        self._folders = {spec.student: StudentDir(Path(spec.folder)) for spec in specs}
+        self._ended: dict[str, str] = {}
+        self._results: dict[str, dict[str, Any]] = {}
+        self._thread = threading.Thread(target=self._run, name=f"students-{self.names[0]}", daemon=True)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._folders)
 
     def start(self) -> None:
         """Begins training in the background."""
-        self.folder.error.unlink(missing_ok=True)
-        self.folder.stop.unlink(missing_ok=True)
-        self.folder.weights.unlink(missing_ok=True)
-        self._result = summarise(self._spec, "started", None)
-        write_json(self.folder.result, self._result)
+        for spec in self._specs:
+            folder = self._folders[spec.student]
+            for path in (folder.error, folder.stop, folder.weights):
+                path.unlink(missing_ok=True)
+            self._results[spec.student] = summarise(spec, "started", None)
+            write_json(folder.result, self._results[spec.student])
         self._sync()
         self._thread.start()
 
     @property
     def state(self) -> str:
-        """`waiting`, `training`, `finished`, `failed`, or `stopped` when it was asked to end early."""
+        """`waiting`, `training` or `ended`, of all of them together."""
         if self._thread.ident is None:
             return "waiting"
-        if self._thread.is_alive():
-            return "training"
-        return self._ended or "failed"
+        return "training" if self._thread.is_alive() else "ended"
 
-    def finish(self) -> dict[str, Any]:
-        """Waits for the end and returns what result.json says."""
+    def states(self) -> dict[str, str]:
+        """Returns `waiting`, `training`, `finished`, `failed` or `stopped` (asked to end early) by student."""
+        if self.state != "ended":
+            return dict.fromkeys(self.names, self.state)
+        return {name: self._ended.get(name, "failed") for name in self.names}
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Waits for the end and returns what each student's result.json says."""
         self._thread.join()
-        return dict(self._result)
+        return [dict(self._results[name]) for name in self.names]
 
     def _run(self) -> None:
-        """Trains and writes result.json as soon as this student has ended, whatever the others do."""
-        error = self._fit()
-        ended = "failed" if error else "finished" if self.folder.weights.is_file() else "stopped"
-        self._result = summarise(self._spec, ended, error)
-        try:
-            write_json(self.folder.result, self._result)
-        except DiskFullError as full:  # the file goes on saying that it has started: it can be resumed
-            ended = "failed"
-            self._result |= {"status": ended, "error": error or full.message}
-        self._ended = ended
-
-    def _fit(self) -> str | None:
-        """Returns None when the student has trained to its end or was asked to stop, else what went wrong."""
-        try:
+        """Trains and writes each result.json as soon as these students have ended, whatever others do."""
+        crash, lost = self._fit()
+        for spec in self._specs:
+            folder = self._folders[spec.student]
+            error = lost or _failure_of(folder, crash)
+            ended = "failed" if error else "finished" if folder.weights.is_file() else "stopped"
+            result = summarise(spec, ended, error)
             try:
-                train_student(self._spec, self._workers, self._resources, self._strategy, self._max_failures)
-            finally:
-                self._sync()
+                write_json(folder.result, result)
+            except DiskFullError as full:  # the file goes on saying that it has started: it can be resumed
+                ended = "failed"
+                result |= {"status": ended, "error": error or full.message}
+            self._results[spec.student], self._ended[spec.student] = result, ended
+
+    def _fit(self) -> tuple[str | None, str | None]:
+        """Returns what ended the workers, and what went wrong with bringing their files here; None: nothing."""
+        crash = lost = None
+        try:
+            train_students(self._specs, self._workers, self._resources, self._strategy, self._max_failures)
         except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
-            failure: str | None = first_cause(error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it ends this student and no other
-            failure = f"{type(error).__name__}: {error}"
-        else:
-            ended = self.folder.weights.is_file() or self.folder.stop.exists()
-            failure = None if ended else "training ended without weights"
-        if self.folder.error.exists():
-            failure = str(read_json(self.folder.error)["message"])
-        return failure
+            crash = first_cause(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends these students and no others
+            crash = f"{type(error).__name__}: {error}"
+        try:
+            self._sync()
+        except Exception as error:  # noqa: BLE001 - the same
+            lost = f"{type(error).__name__}: {error}"
+        return crash, lost
+
+
+def _failure_of(folder: StudentDir, crash: str | None) -> str | None:
+    """What went wrong with one student, given what ended its process; None when it is done or was asked to stop."""
+    if folder.error.exists():
+        return str(read_json(folder.error)["message"])
+    if folder.weights.is_file():
+        return None
+    if crash is None and not folder.stop.exists():
+        return "training ended without weights"
+    return crash
 
 
 def run_together(
-    runs: Sequence[StudentRun],
+    runs: Sequence[StudentsRun],
     on_tick: Callable[[dict[str, str]], None],
     tick_s: float,
     *,
@@ -118,19 +138,19 @@ def run_together(
     """Trains all students, at most `at_once` at the same time, until each has finished or failed.
 
     Args:
-        runs: started in this order; the next one as soon as another has ended.
+        runs: started in this order; the next one as soon as there is room for its students, or nobody else trains.
         on_tick: gets the state of every student.
         tick_s: seconds between two looks.
-        at_once: None for all together.
+        at_once: number of students; None for all together.
     """
     pause = threading.Event()
     while True:
-        states = [run.state for run in runs]
-        room = len(runs) if at_once is None else at_once - states.count("training")
-        for run in [run for run in runs if run.state == "waiting"][: max(room, 0)]:
-            run.start()
-        on_tick({run.name: run.state for run in runs})
-        if all(run.state not in ("waiting", "training") for run in runs):
+        for run in runs:
+            busy = sum(len(other.names) for other in runs if other.state == "training")
+            if run.state == "waiting" and (at_once is None or not busy or busy + len(run.names) <= at_once):
+                run.start()
+        on_tick({name: state for run in runs for name, state in run.states().items()})
+        if all(run.state == "ended" for run in runs):
             return
         pause.wait(tick_s)
 

@@ -26,7 +26,9 @@ from krd_ray.teacher.spec import TeacherSpec, load_teacher, threads_for
 from krd_ray.teacher.store import PAGE_BYTES, fits_store
 from krd_ray.teacher.stored import StoreReader
 from krd_ray.teacher.window import LARGEST
+from krd_ray.train.objective import rectifier_for
 from krd_ray.train.prepare import Prepared
+from krd_ray.train.processes import processes_of
 from krd_ray.train.rundir import RunDir
 
 PROBE_IMAGES = 16
@@ -175,9 +177,13 @@ def _stored(
 
 
 def _num_callers(prepared: Prepared, taught: Sequence[StudentConfig]) -> int:
-    """Requests that may be out at the same time."""
+    """Requests that may be out at the same time: a process asks once for each form of targets."""
     config = prepared.config
-    waiting = (student.workers * (config.train_of(student).in_flight or LARGEST) for student in taught)
+    waiting = []
+    for process in processes_of(config, taught):
+        forms = len({rectifier_for(config.loss_of(student)) for student in process})
+        each = config.train_of(process[0]).in_flight or LARGEST
+        waiting.append(process[0].workers * each * forms)
     return sum(sorted(waiting, reverse=True)[: config.students_at_once])
 
 

@@ -15,7 +15,7 @@ from krd_ray.config import RunConfig, StudentConfig
 from krd_ray.errors import ConfigError, KrdError
 from krd_ray.teacher.ports import TeacherLink
 from krd_ray.train.prepare import Prepared, resolve_student
-from krd_ray.train.run import student_run
+from krd_ray.train.run import students_run
 from krd_ray.train.rundir import RunDir
 from krd_ray.tune.laying import trial_student
 from krd_ray.tune.space import PREFIX, Settings
@@ -60,18 +60,19 @@ def run_trial(config: dict[str, Any], kit: TrialKit) -> None:
             raise ConfigError(config[TRIAL_ERROR])
         student = kit.student(config[NUMBER], config[LAID])
         link = kit.link.attached() if kit.link is not None else None
-        run = student_run(kit.prepared, kit.run, student, link)
+        run = students_run(kit.prepared, kit.run, [student], link)
+        folder = kit.run.student(student.name)
         run.start()
         pause, offset, going = threading.Event(), 0, True
         while going:
             pause.wait(LOOK_S)
             going = run.state == "training"
-            rows, offset = run.folder.rows_after(offset)
+            rows, offset = folder.rows_after(offset)
             for row in rows:
                 if row["split"] == "val" and row["epoch"] + 1 > reached:
                     reached = row["epoch"] + 1
                     tune.report({EPOCH: reached, **figures_of(row)})
-        result = run.finish()
+        (result,) = run.finish()
     except Exception as error:  # noqa: BLE001 - whatever it is, it ends this trial and no other
         message = error.message if isinstance(error, KrdError) else f"{type(error).__name__}: {error}"
         tune.report({EPOCH: reached, STATUS: "failed", TRIAL_ERROR: message})

@@ -26,7 +26,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from krd_ray.config import RayConfig, Resources
+from krd_ray.config import RayConfig, Resources, TrainConfig
+from krd_ray.config_loss import LossConfig
 from krd_ray.data.manifest import Manifest
 from krd_ray.data.reading import cache_blocks
 from krd_ray.data.shard_options import ShardOptions
@@ -40,10 +41,12 @@ from krd_ray.models.registry import build_model
 from krd_ray.teacher.client import TeacherClient
 from krd_ray.teacher.forward import TeacherForward
 from krd_ray.teacher.group import TeacherGroup
-from krd_ray.teacher.ports import ActorPort
+from krd_ray.teacher.ports import ActorPort, TeacherLink
 from krd_ray.teacher.spec import TeacherSpec
 from krd_ray.teacher.weights import ModelCard, load_model, save_weights
 from krd_ray.train.cluster import connected
+from krd_ray.train.worker_spec import WorkerSpec
+from tests.ray_tier.student_runs import EPOCHS
 
 NUM_CPUS = 4
 OBJECT_STORE_BYTES = 256 << 20
@@ -261,3 +264,30 @@ def either(request: pytest.FixtureRequest) -> tuple[TeacherGroup, str]:
 def new_view() -> Callable[[], int]:
     """A view index that no other test has asked for."""
     return count(100).__next__
+
+
+@pytest.fixture
+def spec(digits: Any, cached: ShardSet, served: Any, tmp_path: Path) -> WorkerSpec:
+    """A small student that learns rectified logits and features from the served teacher."""
+    group, teacher_hash = served
+    return WorkerSpec(
+        student="small",
+        model="digits_net_4",
+        train=TrainConfig(epochs=EPOCHS, batch_size=32, lr=0.05, precision="fp32", channels_last=False),
+        loss=LossConfig.model_validate({"rrd": {"weight": 1.0}, "lrd": {"weight": 1.0}}),
+        view=digits.view,
+        cycle=None,
+        train_shards=cached,
+        val_shards=digits.val,
+        class_counts=digits.class_counts,
+        seed=5,
+        shuffle_seed=3,
+        window_rows=1000,
+        folder=str(tmp_path / "small"),
+        session=0,
+        dataset_hash="0",
+        num_threads=1,
+        teacher=TeacherLink(
+            "actors", teacher_hash, 64, 60.0, replicas=tuple(group.replicas), has_pixels=True
+        ),
+    )

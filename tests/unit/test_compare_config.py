@@ -89,8 +89,12 @@ def test_mistake_is_named_by_its_place(setting: str, expected: str) -> None:
 
 def test_fewer_students_at_once_reserve_the_heaviest_only() -> None:
     students = parse_config(raw()).students
-    assert {student.model for student in heaviest(students, 2)} == {"torchvision:resnet18"}
-    assert len(heaviest(students, None)) == 8
+    alone = [(student,) for student in students]
+    assert {student.model for (student,) in heaviest(alone, 2)} == {"torchvision:resnet18"}
+    assert len(heaviest(alone, None)) == 8
+    pairs = list(zip(students[::2], students[1::2], strict=True))
+    assert [len(process) for process in heaviest(pairs, 3)] == [2]
+    assert len(heaviest(pairs, 1)) == 1, "one process at least"
 
 
 def test_the_teacher_is_reserved_for_though_the_heaviest_students_need_none() -> None:

@@ -19,17 +19,16 @@ import torch.distributed as dist
 
 from krd_ray.config import Resources, TrainConfig
 from krd_ray.config_loss import LossConfig
-from krd_ray.data.shard_set import Batch
-from krd_ray.errors import RunError
+from krd_ray.errors import NonFiniteLossError, RunError
 from krd_ray.models.registry import describe_model
 from krd_ray.teacher.client import ClientStats
 from krd_ray.teacher.engine import EngineStats
 from krd_ray.teacher.stats import StatsLog, process_memory, read_stats
 from krd_ray.train import students
-from krd_ray.train.epoch_account import EpochAccount
-from krd_ray.train.loop import WorkerSpec
+from krd_ray.train.epoch_account import EpochAccount, SharedClock
 from krd_ray.train.rundir import MetricsLog, RunDir, StudentDir, environment, read_json, write_json
 from krd_ray.train.students import summarise
+from krd_ray.train.worker_spec import WorkerSpec
 from tests.unit.run_builders import write_student
 
 
@@ -136,10 +135,8 @@ def test_each_line_of_a_teachers_statistics_has_its_memory(
 
 def account_of(rank: int, world: int) -> dict[str, float]:
     """The values of an epoch of one step, 3 rows on rank 0 and 5 on rank 1."""
-    account = EpochAccount(ClientStats(), world)
-    ids = np.arange(3 + 2 * rank)
-    batch = Batch(ids, ids, np.zeros((len(ids), 1, 1, 3), np.uint8), ids)
-    account.add(batch, {"loss": 1.0 + rank}, 0.5)
+    account = EpochAccount(ClientStats, world, SharedClock(1))
+    account.add(3 + 2 * rank, {"loss": 1.0 + rank}, 0.5)
     return account.total(torch.device("cpu"))
 
 
@@ -171,7 +168,7 @@ def test_ranks_add_up_but_memory_is_that_of_the_largest(tmp_path: Path) -> None:
 def test_memory_of_a_lone_worker_is_its_own() -> None:
     values = account_of(0, 1)
     assert values["private_bytes"] == pytest.approx(process_memory()["private_bytes"], rel=0.1)
-    assert "rss_bytes" not in EpochAccount(ClientStats(), 1).so_far()
+    assert "rss_bytes" not in EpochAccount(ClientStats, 1, SharedClock(1)).so_far()
 
 
 # result.json
@@ -213,11 +210,42 @@ def test_student_fails_with_whatever_its_workers_raise_and_with_an_end_without_w
             if error is not None:
                 raise error
 
-        monkeypatch.setattr(students, "train_student", train)
-        student = students.StudentRun(worker_spec(RunDir(tmp_path), name), 1, Resources(), 0)
-        student.start()
-        assert student.finish()["error"] == said
-        assert student.state == "failed"
+        monkeypatch.setattr(students, "train_students", train)
+        run = students.StudentsRun([worker_spec(RunDir(tmp_path), name)], 1, Resources(), 0)
+        run.start()
+        assert run.finish()[0]["error"] == said
+        assert run.states() == {name: "failed"}
+
+
+def test_students_of_a_process_that_crashed_have_failed_but_for_those_that_were_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path)
+    specs = [worker_spec(run, name) for name in ("done", "wild", "open")]
+
+    def train(*_: object) -> None:
+        run.student("done").weights.touch()
+        run.student("wild").write_error(NonFiniteLossError("not finite"))
+        raise OSError("node is gone")
+
+    monkeypatch.setattr(students, "train_students", train)
+    together = students.StudentsRun(specs, 1, Resources(), 0)
+    assert together.states() == dict.fromkeys(("done", "wild", "open"), "waiting")
+    together.start()
+    assert [result["error"] for result in together.finish()] == [None, "not finite", "OSError: node is gone"]
+    assert together.states() == {"done": "finished", "wild": "failed", "open": "failed"}
+
+
+def test_a_process_shares_out_what_is_no_step_evenly() -> None:
+    clock = SharedClock(2)
+    first, second = (EpochAccount(ClientStats, 1, clock) for _ in range(2))
+    first.add(4, {"loss": 1.0}, 3.0)
+    second.add(4, {"loss": 1.0}, 1.0)
+    one, two = first.so_far(), second.so_far()
+    assert (one["step_cpu_s"], two["step_cpu_s"]) == (3.0, 1.0)
+    # The process has really taken next to nothing: less than its "steps", and each is given half of the difference.
+    assert one["cpu_s"] == pytest.approx(3.0 - 2.0, abs=0.1)
+    assert two["cpu_s"] == pytest.approx(1.0 - 2.0, abs=0.1)
 
 
 def test_student_that_never_began_has_a_result_too(tmp_path: Path) -> None:

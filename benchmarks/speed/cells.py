@@ -22,7 +22,8 @@ class Machine:
         resources: that each process of a run reserves.
         num_cpus: of the cluster.
         cost: what an epoch costs: `cpu_s`, or `wall_s` where one card does all the work.
-        copies: of a plain contender at the same time, so that all cores are as busy as in a run.
+        copies: of a plain contender at the same time, so that all cores are as busy as in a run of several
+            processes.
         precision: of students and teacher.
         compile: of the teacher.
         store_bytes: of its memory; more than all targets of a run take.
@@ -83,6 +84,7 @@ class Cell:
         num_students: N.
         cycle: number of different views; None: a new one each epoch.
         placement: of the teacher.
+        per_process: students that share a process.
         epochs: of each run, the first of which warms up; the last one does not count either.
         rounds: runs, each between two measurements of the plain contenders.
         on: machine.
@@ -93,6 +95,7 @@ class Cell:
     num_students: int
     cycle: int | None = None
     placement: str = "actors"
+    per_process: int = 1
     epochs: int = WARM_UP_EPOCHS + 2 + COOL_DOWN_EPOCHS
     rounds: int = 5
     on: str = "cpu"
@@ -100,6 +103,11 @@ class Cell:
     @property
     def machine(self) -> Machine:
         return MACHINES[self.on]
+
+    @property
+    def is_one_process(self) -> bool:
+        """All that computes in a run of krd_ray is in one process."""
+        return self.placement != "actors" and self.per_process >= self.num_students
 
 
 # On one thread a forward of resnet8x4, resnet20 costs about 4 times, as much as a step of resnet8; a forward of
@@ -113,6 +121,10 @@ CELLS: dict[str, Cell] = {
     "n4-ratio1": Cell("resnet20", "resnet8", 4),
     "n4-ratio4-views4": Cell("resnet8x4", "resnet8", 4, cycle=4, epochs=8, rounds=3),
     "n1-ratio4-in-process": Cell("resnet8x4", "resnet8", 1, placement="in_process"),
+    "n4-ratio4-shared": Cell("resnet8x4", "resnet8", 4, per_process=4),
+    "n4-ratio4-shared-in-process": Cell("resnet8x4", "resnet8", 4, placement="in_process", per_process=4),
+    "n8-ratio4-shared": Cell("resnet8x4", "resnet8", 8, per_process=8),
+    "n4-ratio16-shared": Cell("resnet8x4", "resnet8_w4", 4, per_process=4),
     "n1-ratio4-stored": Cell("resnet8x4", "resnet8", 1, cycle=2, placement="stored", epochs=WARM_UP_EPOCHS + 5),
     "n2-20-epochs": Cell("resnet20", "resnet8_w4", 2, epochs=WARM_UP_EPOCHS + 21, rounds=1),
     **{

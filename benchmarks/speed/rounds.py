@@ -50,7 +50,7 @@ def measure_on_card(root: Path, cells: dict[str, Cell]) -> Iterator[tuple[str, d
     """
     first = next(iter(cells.values()))
     prepare_files(root, first)
-    plain = _copies(root, "inside", first, sorted({1, *(cell.num_students for cell in cells.values())}))
+    plain = _copies(root, "inside", first, sorted({1, *(cell.num_students for cell in cells.values())}), 1)
     with connected(RayConfig(num_cpus=first.machine.num_cpus)):
         for name, cell in cells.items():
             runs = [krd_run(root, f"{name}-{int(time.time())}-{k}", cell) for k in range(cell.rounds)]
@@ -62,21 +62,21 @@ def _plain(root: Path, cell: Cell) -> dict[str, Epochs]:
     """Epochs of the plain contenders.
 
     On a CPU two copies of each run at the same time, so that both cores are as busy as they are in a run: a core
-    computes less per CPU second when its neighbour works too. The free teacher, compared by images/s, runs alone.
+    computes less per CPU second when its neighbour works too. Beside a run that is one process itself they run alone,
+    and so does the free teacher, which is compared by images/s.
     """
     num = cell.num_students
+    copies = 1 if cell.is_one_process else cell.machine.copies
     if cell.placement == "stored":
         return {"free": _copies(root, "free", cell, [num], copies=1)[num]}
-    found = {"alone": _copies(root, "inside", cell, [1])[1]}
-    found["one_process"] = _copies(root, "inside", cell, [num])[num] if num > 1 else found["alone"]
+    found = {"alone": _copies(root, "inside", cell, [1], copies)[1]}
+    found["one_process"] = _copies(root, "inside", cell, [num], copies)[num] if num > 1 else found["alone"]
     if num == 1 and importlib.util.find_spec("timm"):  # no dependency of krd_ray
-        found["timm"] = _copies(root, "timm", cell, [1])[1]
+        found["timm"] = _copies(root, "timm", cell, [1], copies)[1]
     return found
 
 
-def _copies(
-    root: Path, contender: str, cell: Cell, nums: Sequence[int], copies: int | None = None
-) -> dict[int, Epochs]:
+def _copies(root: Path, contender: str, cell: Cell, nums: Sequence[int], copies: int) -> dict[int, Epochs]:
     """Epochs by number of students; each process trains those numbers one after the other."""
     epochs = PLAIN_EPOCHS[cell.machine.device]
     command = [sys.executable, "-m", "benchmarks.speed.plain", contender, str(root), json.dumps(asdict(cell))]
@@ -84,7 +84,7 @@ def _copies(
         subprocess.Popen(
             [*command, json.dumps(nums), str(epochs), str(seed)], stdout=subprocess.PIPE, text=True
         )
-        for seed in range(copies or cell.machine.copies)
+        for seed in range(copies)
     ]
     answers = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):

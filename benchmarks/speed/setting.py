@@ -109,6 +109,7 @@ def run_config(root: Path, name: str, cell: Cell, **changes: Any) -> RunConfig:
         "loss": LOSS,
         "train": train_settings(cell),
         "evaluate": False,
+        "students_per_process": cell.per_process,
         "students": [
             {"name": f"student{k}", "model": cell.student, "resources": machine.resources}
             for k in range(cell.num_students)

@@ -117,7 +117,7 @@ def _student_entry(run: RunDir, name: str, stats: Sequence[Row], *, on_cpu: bool
 def _shares_of(name: str, rows: Sequence[Row]) -> dict[str | None, float]:
     """Part of the CPU seconds of a teacher inside a process that counts for one of its students, by its host."""
     processes = [row.get("process", [name]) for row in rows if row["split"] == "start"]
-    return {process[0]: 1 / len(process) for process in processes}
+    return {name: 1.0, **{process[0]: 1 / len(process) for process in processes}}
 
 
 def _memory(trained: Sequence[Row]) -> dict[str, float | None]:

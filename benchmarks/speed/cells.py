@@ -123,6 +123,8 @@ CELLS: dict[str, Cell] = {
     "n1-ratio4-in-process": Cell("resnet8x4", "resnet8", 1, placement="in_process"),
     "n4-ratio4-shared": Cell("resnet8x4", "resnet8", 4, per_process=4),
     "n4-ratio4-shared-in-process": Cell("resnet8x4", "resnet8", 4, placement="in_process", per_process=4),
+    "n2-ratio4-shared": Cell("resnet8x4", "resnet8", 2, per_process=2),
+    "n4-ratio1-shared": Cell("resnet20", "resnet8", 4, per_process=4),
     "n8-ratio4-shared": Cell("resnet8x4", "resnet8", 8, per_process=8),
     "n4-ratio16-shared": Cell("resnet8x4", "resnet8_w4", 4, per_process=4),
     "n1-ratio4-stored": Cell("resnet8x4", "resnet8", 1, cycle=2, placement="stored", epochs=WARM_UP_EPOCHS + 5),
@@ -132,5 +134,12 @@ CELLS: dict[str, Cell] = {
             "torchvision:convnext_base", "torchvision:resnet18", n, epochs=WARM_UP_EPOCHS + 5, rounds=1, on="gpu"
         )
         for n in (1, 2, 4, 8)
+    },
+    **{
+        f"gpu-n{n}-shared": Cell(
+            "torchvision:convnext_base", "torchvision:resnet18", n, placement="in_process", per_process=n,
+            epochs=WARM_UP_EPOCHS + 5, rounds=1, on="gpu",
+        )
+        for n in (2, 4, 8)
     },
 }  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -18,11 +19,13 @@ from krd_ray.config import RunConfig, StudentConfig
 from krd_ray.config_io import load_config
 from krd_ray.data.reading import READ_CPUS
 from krd_ray.errors import ConfigError
-from krd_ray.train.costs import Costs, count_views, measure_costs, num_gpus_here, taught_of
+from krd_ray.train.costs import Cost, Costs, count_views, measure_costs, num_gpus_here, taught_of
+from krd_ray.train.places import few
 from krd_ray.train.plan_warnings import plan_warnings
 from krd_ray.train.plan_work import Machine, RunWork, StudentWork, TeacherWork
 from krd_ray.train.planner import UNITS, Plan, Share, make_plan
 from krd_ray.train.prepare import Prepared, prepare
+from krd_ray.train.processes import processes_of
 
 WIDTH_WHEN_PIPED = 110
 
@@ -47,19 +50,23 @@ def plan_file(
     costs = measure_costs(prepared, seconds=seconds, say=say)
     taught = taught_of(config)
     entries = _entries_of(path, settings, config.students)
-    students = [
-        StudentWork(
-            student.name,
-            student.model,
-            costs.students[student.name],
-            epochs=config.train_of(student).epochs,
-            workers=student.workers,
-            taught=student in taught,
-            fixed_threads=config.train_of(student).num_threads,
-            setting=entries[student.name],
+    students = []
+    for process in processes_of(config, config.students):
+        first, train = process[0], config.train_of(process[0])
+        models = list(dict.fromkeys(student.model for student in process))
+        students.append(
+            StudentWork(
+                few([student.name for student in process]),
+                few(models),
+                _together([costs.students[student.name] for student in process]),
+                epochs=train.epochs,
+                workers=first.workers,
+                taught=first in taught,
+                fixed_threads=train.num_threads,
+                settings=tuple(dict.fromkeys(entries[student.name] for student in process)),
+                num_students=len(process),
+            )
         )
-        for student in config.students
-    ]
     work = RunWork(
         _teacher_work(prepared, costs),
         tuple(students),
@@ -85,6 +92,11 @@ def machine_of(config: RunConfig) -> Machine:
     cores = float(os.cpu_count() or 1)
     reading = 0.0 if config.data.cache == "memory" else READ_CPUS
     return Machine(min(config.ray.num_cpus or cores, cores), num_gpus_here(), reading)
+
+
+def _together(costs: Sequence[Cost]) -> Cost:
+    """Students that share a process take their steps one after the other."""
+    return replace(costs[0], seconds=sum(cost.seconds for cost in costs))
 
 
 def _teacher_work(prepared: Prepared, costs: Costs) -> TeacherWork | None:

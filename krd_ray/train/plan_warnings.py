@@ -23,7 +23,7 @@ def _sharing(work: RunWork) -> Iterator[str]:
     if given is None or placed is None:
         yield "nothing to share: no student learns from a teacher, and the plan is for the students alone"
         return
-    if len(taught) == 1 and work.uses <= 1:
+    if work.num_taught == 1 and work.uses <= 1:
         remedy = (
             "teacher and student compute on different devices, so it keeps a process of its own"
             if placed.placement == "actors"
@@ -31,15 +31,16 @@ def _sharing(work: RunWork) -> Iterator[str]:
         )
         yield f"one student that asks for every view once gains nothing from a shared teacher (A* is 1): {remedy}"
         return
-    if len(taught) == 1 and work.cycle is not None:
+    if work.num_taught == 1 and work.cycle is not None:
         yield (
             f"one student: the store pays after the first {work.cycle} epochs only, when it has all answers and the "
             "teacher is idle"
         )
     if given.placement == "in_process" and placed.placement == "actors":
         yield (
-            f"teacher.placement=in_process would give each of {len(taught)} students a teacher of its own; actors "
-            "compute each view once for all of them"
+            f"teacher.placement=in_process would give each of {len(taught)} processes a teacher of its own; actors "
+            f"compute each view once for all of them, and so does in_process with students_per_process="
+            f"{work.num_taught}"
         )
     bound = work.a_star
     if bound is not None and bound < WORTH_SHARING:

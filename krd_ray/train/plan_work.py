@@ -55,14 +55,15 @@ class TeacherWork:
 
 @dataclass(frozen=True)
 class StudentWork:
-    """A student's part of a run.
+    """A student's part of a run, or that of several which share a process.
 
     Args:
         name, model, epochs, workers: as in the config.
-        cost: C_i.
-        taught: it learns from the teacher.
+        cost: C_i, of all of them together.
+        taught: they learn from the teacher.
         fixed_threads: `train.num_threads`; None: as many as its CPUs.
-        setting: dotted name of its entry in the config file, which several may share; empty: `students.NAME`.
+        settings: dotted names of their entries in the config file, which others may share; empty: `students.NAME`.
+        num_students: that share the process.
     """
 
     name: str
@@ -72,7 +73,8 @@ class StudentWork:
     workers: int = 1
     taught: bool = True
     fixed_threads: int | None = None
-    setting: str = ""
+    settings: tuple[str, ...] = ()
+    num_students: int = 1
 
     @property
     def limit(self) -> float:
@@ -87,7 +89,7 @@ class RunWork:
 
     Args:
         teacher: as configured; None for a run without one.
-        students: one at least.
+        students: one at least; those that share a process are one entry.
         num_rows: training images.
         cycle: `views.cycle`.
         at_once: `students_at_once`.
@@ -104,11 +106,16 @@ class RunWork:
         """Students that learn from the teacher."""
         return tuple(student for student in self.students if student.taught and self.teacher)
 
+    @property
+    def num_taught(self) -> int:
+        """How many students those are."""
+        return sum(student.num_students for student in self.taught)
+
     @functools.cached_property
     def placed(self) -> TeacherWork | None:
         """The teacher where it had better work; None when nobody learns from it.
 
-        Inside the student's process where one student needs each answer once; not inside the processes of several.
+        Inside the student's process where one student needs each answer once; not inside several processes.
         """
         if self.teacher is None or not self.taught:
             return None
@@ -127,7 +134,7 @@ class RunWork:
     @property
     def samples(self) -> int:
         """Answers that students need, each counted as often as it is used."""
-        return self.num_rows * sum(student.epochs for student in self.taught)
+        return self.num_rows * sum(student.epochs * student.num_students for student in self.taught)
 
     @property
     def uses(self) -> float:

@@ -14,6 +14,7 @@ from krd_ray.train.costs import Cost
 from krd_ray.train.plan_work import Machine, Placement, RunWork, StudentWork, TeacherWork
 
 GRAIN = 0.01  # of a core or a card: shares are rounded down to it before Ray is asked for them
+TEACHER = ("teacher",)
 UNITS = {"cpu": "cores", "cuda": "GPUs"}
 
 
@@ -28,7 +29,7 @@ class Share:
         processes: replicas or workers.
         reserved: cores or cards to reserve per process, a multiple of GRAIN.
         num_threads: CPU threads of each process with these settings.
-        setting: dotted name of its entry in the config file.
+        settings: dotted names of the entries in the config file that decide its resources.
     """
 
     name: str
@@ -38,7 +39,7 @@ class Share:
     processes: int
     reserved: float
     num_threads: int
-    setting: str
+    settings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def make_plan(work: RunWork, machine: Machine) -> Plan:
         placement=teacher.placement if teacher else None,
         teacher=shares[0] if own else None,
         students=tuple(shares[1:] if own else shares),
-        at_once=len(group),
+        at_once=sum(student.num_students for student in group),
         rate=rate,
         views_per_image=views if teacher else None,
         a_star=work.a_star,
@@ -117,12 +118,16 @@ def make_plan(work: RunWork, machine: Machine) -> Plan:
 
 
 def heaviest(work: RunWork, machine: Machine) -> list[StudentWork]:
-    """Returns the students that train at the same time, were they the most expensive ones."""
+    """Returns who trains at the same time, were they the most expensive ones; a process starts as a whole."""
 
     def load(student: StudentWork) -> float:
         return student.cost.seconds / machine.room(student.cost.device)
 
-    return sorted(work.students, key=load, reverse=True)[: work.at_once]
+    room, found = work.at_once or math.inf, list[StudentWork]()
+    for student in sorted(work.students, key=load, reverse=True):
+        if not found or sum(each.num_students for each in found) + student.num_students <= room:
+            found.append(student)
+    return found
 
 
 def _rate(teacher: TeacherWork | None, group: Sequence[StudentWork], machine: Machine, views: float) -> float:
@@ -151,7 +156,7 @@ def _student_share(student: StudentWork, teacher: TeacherWork | None, views: flo
         student.workers,
         reserved=amount / student.workers,
         num_threads=student.fixed_threads or 0,
-        setting=student.setting or f"students.{student.name}",
+        settings=student.settings or (f"students.{student.name}",),
     )
 
 
@@ -160,20 +165,31 @@ def _teacher_share(teacher: TeacherWork, amount: float, peak: float) -> Share:
     each = 1 if teacher.cost.device == "cuda" else teacher.cost.num_threads
     replicas = max(1, math.ceil(round(peak / each, 6)))
     threads = teacher.fixed_threads or math.ceil(round(peak / replicas, 6))
-    return Share("teacher", "-", teacher.cost, amount, replicas, amount / replicas, threads, "teacher")
+    return Share("teacher", "-", teacher.cost, amount, replicas, amount / replicas, threads, TEACHER)
 
 
 def _with_reservations(shares: Sequence[Share], machine: Machine, together: Sequence[bool]) -> list[Share]:
-    """Reservations that fit: entries of one setting reserve the largest; all that run together fit on the machine."""
+    """Reservations that fit: what must be alike reserves the largest; all that run together fit on the machine."""
+    shared = any(len(share.settings) > 1 for share in shares)
+    alike = [_alike(share, shared=shared) for share in shares]
     largest: dict[str, float] = {}
-    for share in shares:
-        largest[share.setting] = max(largest.get(share.setting, 0.0), share.reserved)
+    for share, kind in zip(shares, alike, strict=True):
+        largest[kind] = max(largest.get(kind, 0.0), share.reserved)
     wanted = dict.fromkeys(UNITS, 0.0)
-    for share, counts in zip(shares, together, strict=True):
-        wanted[share.cost.device] += counts * share.processes * largest[share.setting]
+    for share, kind, counts in zip(shares, alike, together, strict=True):
+        wanted[share.cost.device] += counts * share.processes * largest[kind]
     room = {"cpu": machine.cores - machine.reading_cpus, "cuda": float(machine.gpus)}
     fits = {device: min(1.0, room[device] / wanted[device]) for device in UNITS if wanted[device]}
-    return [_reserve(share, largest[share.setting] * fits.get(share.cost.device, 1.0)) for share in shares]
+    return [
+        _reserve(share, largest[kind] * fits.get(share.cost.device, 1.0))
+        for share, kind in zip(shares, alike, strict=True)
+    ]
+
+
+def _alike(share: Share, *, shared: bool) -> str:
+    """A name for what reserves the same: entries of one setting, or all students of a device where some share
+    processes, as only those that reserve the same can."""
+    return f"students on {share.cost.device}" if shared and share.settings != TEACHER else share.settings[0]
 
 
 def _reserve(share: Share, amount: float) -> Share:
@@ -190,7 +206,7 @@ def _settings(work: RunWork, shares: Sequence[Share]) -> Iterator[str]:
     texts: list[str] = []
     for share in shares:
         on_gpu = share.cost.device == "cuda"
-        if share.setting == "teacher":
+        if share.settings == TEACHER:
             texts.append(f"teacher.replicas={share.processes}")
             if (
                 given
@@ -200,5 +216,6 @@ def _settings(work: RunWork, shares: Sequence[Share]) -> Iterator[str]:
                 texts.append(f"teacher.num_threads={share.num_threads}")
         elif on_gpu and share.processes > 1:
             continue  # workers of one student need whole cards, which they have
-        texts.append(f"{share.setting}.resources.{'num_gpus' if on_gpu else 'num_cpus'}={share.reserved:g}")
+        what = "num_gpus" if on_gpu else "num_cpus"
+        texts += [f"{setting}.resources.{what}={share.reserved:g}" for setting in share.settings]
     yield from dict.fromkeys(texts)

@@ -47,6 +47,7 @@ RUNS = """
         except ResourceError as error:
             print(f"too small: {error.message}")
         finish("inside")
+        finish("together")
         finish("shared")
         for _ in range(2):
             fill()
@@ -81,6 +82,7 @@ def runs(base: dict[str, Any], teacher_weights: Path, tmp_path_factory: pytest.T
     store = {"persist": True, "spill_dir": str(root / "store"), "replicas": 2}
     chosen = {
         "inside": (1, None, {"placement": "in_process"}),
+        "together": (1, None, {"placement": "in_process"}),
         "shared": (EPOCHS, CYCLE, {}),
         "stored": (EPOCHS, CYCLE, {"placement": "stored", **store}),
     }
@@ -95,6 +97,9 @@ def runs(base: dict[str, Any], teacher_weights: Path, tmp_path_factory: pytest.T
             "loss": {"rrd": {"weight": 1}, "lrd": {"weight": 1}},
             "students": [{"name": "only", "model": "digits_net_4", "resources": {"num_cpus": 0.25}}],
         }
+        if name == "together":
+            wide = {**config["students"][0], "name": "wide", "model": "digits_net_8"}
+            config |= {"students": [*config["students"], wide], "students_per_process": 2}
         (root / f"{name}.yaml").write_text(yaml.safe_dump(config))
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(RUNS), str(root)],
@@ -118,6 +123,19 @@ def test_a_teacher_inside_its_only_student_forwards_each_view_once_and_gains_not
     assert ledger["A_star"] == pytest.approx(1.0)
     assert 0.6 < ledger["A"] <= 1.0
     assert len(runs.losses("inside")) == 1
+
+
+def test_a_teacher_inside_a_process_of_two_students_forwards_for_both_and_gains(runs: Runs) -> None:
+    ledger = runs.ledger("together")
+    teacher, students = ledger["teacher"], ledger["students"]
+    assert ledger["forwards_per_unique_view"] == 1.0
+    assert teacher["forwards"] == runs.num_train == students["only"]["samples"] == students["wide"]["samples"]
+    assert teacher["process_cpu_s"] == 0, "the students' process has paid for it, and each bears a half"
+    assert students["only"]["teacher_cpu_s"] == students["wide"]["teacher_cpu_s"] == teacher["cpu_s"] / 2
+    for student in students.values():
+        assert student["cpu_s"] > student["step_cpu_s"] + student["teacher_cpu_s"]
+    assert 1.0 < ledger["A"] <= ledger["A_star"]
+    assert runs.losses("together") == runs.losses("inside"), "whoever trains beside it changes nothing"
 
 
 def test_training_from_a_filled_store_needs_no_forward_and_equals_the_run_with_actors_to_the_bit(

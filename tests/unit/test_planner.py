@@ -101,6 +101,41 @@ def test_several_students_share_it_even_where_the_config_gives_each_its_own() ->
     assert any("a teacher of its own" in line for line in plan_warnings(work, plan))
 
 
+def test_students_that_share_a_process_are_planned_as_one_and_keep_a_teacher_inside_it() -> None:
+    apart, costs = work_of(4.0, [1.0, 3.0]), [1.0, 3.0]
+    pair = StudentWork(
+        "s0, s1",
+        "net",
+        Cost(sum(costs), "cpu", 1),
+        4,
+        settings=("students.s0", "students.s1"),
+        num_students=2,
+    )
+    work = replace(apart, students=(pair,))
+    assert work.a_star == apart.a_star
+    plan = make_plan(work, TWO_CORES)
+    assert (plan.placement, plan.at_once, plan.rate) == ("actors", 2, make_plan(apart, TWO_CORES).rate)
+    assert "students.s0.resources.num_cpus=1" in plan.settings
+    assert "students.s1.resources.num_cpus=1" in plan.settings
+    inside = replace(work, teacher=replace(work.teacher, placement="in_process"))  # type: ignore[type-var]
+    assert make_plan(inside, TWO_CORES).placement == "in_process"
+    assert not any(
+        "teacher of its own" in line for line in plan_warnings(inside, make_plan(inside, TWO_CORES))
+    )
+
+
+def test_students_reserve_alike_where_some_share_a_process_and_start_as_a_whole() -> None:
+    work = work_of(1.0, [2.0, 1.0])
+    pair = StudentWork(
+        "a, b", "net", Cost(3.0, "cpu", 1), 4, settings=("students.a", "students.b"), num_students=2
+    )
+    work = replace(work, students=(*work.students, pair), at_once=3)
+    plan = make_plan(work, Machine(8.0))
+    assert plan.at_once == 3, "the pair and the heaviest other one"
+    reserved = {text.split("num_cpus=")[1] for text in plan.settings if text.startswith("students.")}
+    assert len(reserved) == 1
+
+
 def test_a_filled_store_takes_no_core() -> None:
     plan = make_plan(work_of(4.0, [1.0, 1.0], placement="stored"), TWO_CORES)
     assert plan.teacher is None

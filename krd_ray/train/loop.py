@@ -121,8 +121,10 @@ class _Worker:
             )
 
     def run(self) -> None:
-        """Trains the epochs that are left, then exports the weights."""
+        """Trains the epochs that are left while somebody is left to train, then exports the weights."""
         for epoch in range(self.epoch, self.shared.train.epochs):
+            if not any(_open(self.learners)):
+                break
             # After a kill between two checkpoints, one student may be an epoch ahead of another.
             due = [learner for learner in _open(self.learners) if learner.epoch <= epoch]
             counted = self._train_epoch(epoch, due)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from krd_ray.config import SamplerConfig
 from krd_ray.teacher.messages import RECEIVED_BYTES
+from krd_ray.teacher.window import LARGEST
 from krd_ray.train.rundir import StudentDir
 from krd_ray.train.students import run_together
 from krd_ray.train.worker_spec import WorkerSpec
@@ -97,8 +98,11 @@ def test_two_workers_share_an_epoch_and_count_every_sample(spec: WorkerSpec, dig
     assert {row["num_samples"] for row in val} == {digits.val.num_rows}
 
 
-def test_two_workers_that_are_asked_to_stop_end_together_and_export_nothing(spec: WorkerSpec) -> None:
+def test_two_workers_that_are_asked_to_stop_end_together_and_export_nothing(
+    spec: WorkerSpec, digits: Any, served: Any
+) -> None:
     pair = named(spec, "stopped", epochs=200)
+    before = served[0].stats()[0]["rows"]
     folder = StudentDir(Path(pair.folder))
 
     def stop_after_an_epoch(_: dict[str, str]) -> None:
@@ -110,6 +114,11 @@ def test_two_workers_that_are_asked_to_stop_end_together_and_export_nothing(spec
     (result,) = run.finish()
     assert (result["status"], result["error"], result["restarts"]) == ("stopped", None, 0)
     assert 1 <= result["epochs_done"] < 200
+    asked_ahead = 2 * LARGEST * pair.train.batch_size
+    asked = served[0].stats()[0]["rows"] - before
+    assert asked <= result["epochs_done"] * digits.raw.num_rows + asked_ahead, (
+        "nothing is asked for after the end"
+    )
     assert not folder.weights.exists()
 
 

@@ -116,7 +116,8 @@ def test_sigterm_stops_with_a_clear_line_and_resume_finishes(
     distill_config: Callable[..., Path], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    process = start_krd("distill", distill_config([{"name": "only", "model": "digits_net_4"}], train=LONG))
+    students = [{"name": "only", "model": "digits_net_4"}, {"name": "beside", "model": "digits_net_8"}]
+    process = start_krd("distill", distill_config(students, train=LONG, students_per_process=2))
     wait_for(lambda: len(rows_of(run, "only", "coverage")) >= 3, process)
     os.kill(process.pid, signal.SIGTERM)
     output = process.communicate(timeout=60)[0]
@@ -127,4 +128,6 @@ def test_sigterm_stops_with_a_clear_line_and_resume_finishes(
     )
     done = krd("distill", "--resume", run)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert _covered(run, "only") == [(epoch, 0, 0) for epoch in range(EPOCHS)]
+    for name in ("only", "beside"):
+        assert _covered(run, name) == [(epoch, 0, 0) for epoch in range(EPOCHS)]
+        assert [row["process"] for row in rows_of(run, name, "start")] == [["only", "beside"]] * 2

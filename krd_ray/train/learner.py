@@ -76,6 +76,7 @@ class Learner:
     def __init__(self, spec: WorkerSpec, folder: StudentDir, rank: Rank, *, keep: Callable[[], None]) -> None:
         self.spec, self.folder, self.rank, self._keep = spec, folder, rank, keep
         self.rectifier: Rectifier | None = rectifier_for(spec.loss) if spec.teacher else None
+        self._seed = int(np.random.SeedSequence((spec.seed, rank.number)).generate_state(1)[0])
         self.student = self._build()
         self.module: nn.Module = ray.train.torch.prepare_model(self.student)
         self.descent = Descent(self.student, spec.train, rank.device)
@@ -103,8 +104,7 @@ class Learner:
         """
         spec = self.spec
         self.descent.set_lr(epochs_done)
-        # Dropout draws the same whoever else trains in this process, and after a restart.
-        torch.manual_seed(_derived_seed(spec.seed, self.rank.number, self.step_number))
+        self._seed_draws()
         with self.descent.autocast():
             logits, projected = self.module(given.view)
         terms = objective_terms(
@@ -191,6 +191,16 @@ class Learner:
         )
         return student.to(self.rank.device, memory_format=layout_of(spec.train))  # type: ignore[call-overload, no-any-return]
 
+    def _seed_draws(self) -> None:
+        """Dropout draws the same whoever else trains in this process, and after a restart.
+
+        `torch.manual_seed` would go through all kinds of devices, which takes longer than all else around a step.
+        """
+        seed = self._seed + self.step_number
+        torch.default_generator.manual_seed(seed)
+        if self.rank.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
     def _restore(self) -> Position:
         """The last checkpoint, which must be the same one on every rank."""
         rank = self.rank
@@ -245,8 +255,3 @@ class Learner:
         metrics = total.metrics(self._class_counts.cpu())
         self._val_balanced = metrics["balanced"]
         self.write("val", epoch, **metrics)
-
-
-def _derived_seed(*parts: int) -> int:
-    """One seed from several numbers, for whatever in a model draws at random (dropout)."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])

@@ -64,7 +64,8 @@ def _notes(found: dict[str, Found]) -> list[str]:
         "Medians over rounds, smallest and largest in brackets where they differ. A round is a run of krd_ray beside "
         "two measurements of the plain loops: B1, one process, one teacher, N students in a loop, no Ray; B0, N "
         "separate runs with the teacher inside. On CPUs an epoch costs CPU seconds of teacher and students, and a "
-        "plain loop runs as two copies at a time, so that both cores are at work as in a run; cores busy: "
+        "plain loop runs as two copies at a time, so that both cores are at work as in a run (alone, beside a run "
+        "that is one process); shared: all students in one process. Cores busy: "
         "the part of their time that teacher and students took, more is better. On a GPU an epoch costs the wall "
         "seconds in which one card does all the work.",
         _besides_note(cells),

@@ -60,7 +60,8 @@ def test_a_network_that_asks_the_gpu_in_between_is_refused() -> None:
         record_forward(asks, (4, 3, 32, 32), torch.device("cuda"), "cuda_graph")
 
 
-def test_teacher_and_students_share_one_card(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("placement", "per_process"), [("actors", 1), ("actors", 2), ("in_process", 2)])
+def test_teacher_and_students_share_one_card(tmp_path: Path, placement: str, per_process: int) -> None:
     options = ShardOptions(store="raw", image_size=32, val_per_class=2)
     write_shards(open_source(SourceSpec(kind="digits")), tmp_path / "shards", options)
     small = {"epochs": 2, "batch_size": 128, "lr": 0.05}
@@ -88,7 +89,9 @@ def test_teacher_and_students_share_one_card(tmp_path: Path) -> None:
                     "weights": str(tmp_path / "teacher/students/teacher/model.safetensors"),
                     "resources": share,
                     "min_accuracy": 0.0,
+                    "placement": placement,
                 },
+                "students_per_process": per_process,
                 "students": [
                     {"name": f"student{k}", "model": "resnet8", "resources": share} for k in range(2)
                 ],

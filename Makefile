@@ -14,7 +14,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -q tests
 
 check: lint
-	$(BIN)/mypy krd_ray
+	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit/test_layers.py
 
 lint: $(INSTALLED)

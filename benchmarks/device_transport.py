@@ -41,7 +41,7 @@ class Teacher:
         return self._targets[shape] + 1
 
 
-@ray.remote(num_cpus=1, num_gpus=0.3, enable_tensor_transport=True)
+@ray.remote(num_cpus=1, num_gpus=0.3, enable_tensor_transport=True)  # type: ignore[call-overload]
 class Student:
     def add_up(self, targets: Any) -> float:
         on_card = targets if isinstance(targets, torch.Tensor) else on_device(targets, torch.device("cuda"))

@@ -21,12 +21,13 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.speed.setting import Data, Learner, load_teacher_net, prepare_files
+from benchmarks.speed.cells import Cell
+from benchmarks.speed.setting import Data, Learner, load_teacher, prepare_files
 from krd_ray.train.cluster import KEEP_FREED_MEMORY
 from krd_ray.train.rundir import environment, write_json
 
 RESULTS = Path(__file__).parent / "results" / "freed_memory.json"
-TEACHER, STUDENT = "resnet8x4", "resnet8"
+CELL = Cell("resnet8x4", "resnet8", 1)
 WARM_UP_STEPS, STEPS = 3, 15
 FORMS = {"as the system has it": {}, "kept by the process": KEEP_FREED_MEMORY}
 
@@ -41,7 +42,7 @@ def main(
         print(json.dumps(measured(inside)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        prepare_files(Path(folder), TEACHER)
+        prepare_files(Path(folder), CELL)
         taken: dict[str, list[Any]] = {form: [] for form in FORMS}
         for _ in range(rounds):
             for form, settings in FORMS.items():
@@ -65,9 +66,9 @@ def main(
 def measured(root: Path) -> dict[str, dict[str, float]]:
     """CPU milliseconds and page faults of a teacher's forward and of a student's step, medians over steps."""
     torch.set_num_threads(1)
-    data = Data.load(root)
+    data = Data.load(root, CELL)
     num_classes = len(data.class_counts)
-    net, learner = load_teacher_net(root, TEACHER, num_classes), Learner(STUDENT, num_classes, 1, 0)
+    net, learner = load_teacher(root, CELL, num_classes), Learner(CELL, num_classes, 0)
     view, labels = data.make_view(data.batches(0, 0)[0], 0)
     logits = torch.zeros(len(labels), num_classes)
 
@@ -76,8 +77,10 @@ def measured(root: Path) -> dict[str, dict[str, float]]:
             net(view)
 
     return {
-        f"forward of the teacher, {TEACHER}": _step(forward),
-        f"step of a student, {STUDENT}": _step(lambda: learner.step(view, labels, logits, data.class_counts)),
+        f"forward of the teacher, {CELL.teacher}": _step(forward),
+        f"step of a student, {CELL.student}": _step(
+            lambda: learner.step(view, labels, logits, data.class_counts)
+        ),
     }
 
 

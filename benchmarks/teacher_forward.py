@@ -55,13 +55,13 @@ def _measure(name: str, size: int, ways: tuple[Compile, ...], device: torch.devi
     ids = np.arange(size)
     calls: dict[str, Callable[[], Any]] = {}
     start_s: dict[str, float] = {}
-    for how in ways:
+    for way in ways:
         started = time.perf_counter()
-        forward = _teacher(model, int(side), size, how, device)
+        forward = _teacher(model, int(side), size, way, device)
         for view in range(WARM_UP_CALLS):
             forward(images, ids, np.full(size, view))
-        calls[how] = lambda forward=forward: forward(images, ids, np.zeros(size, np.int64))
-        start_s[how] = round(time.perf_counter() - started, 1)
+        calls[way] = lambda forward=forward: forward(images, ids, np.zeros(size, np.int64))
+        start_s[way] = round(time.perf_counter() - started, 1)
     turns: dict[str, list[float]] = {how: [] for how in ways}
     for _ in range(TURNS):
         for how, call in calls.items():

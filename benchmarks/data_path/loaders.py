@@ -84,7 +84,7 @@ def stream_rows(shards: ShardSet, first_epoch: int) -> Iterator[Rows]:
         shards, plans, batch_size=BATCH, seed=0, first_epoch=first_epoch, rank=0, window_rows=WINDOW_ROWS
     )
     for batch in batches:
-        yield tuple(map(torch.from_numpy, (batch.images_BHWC, batch.sample_ids, batch.view_index)))  # type: ignore[misc]
+        yield tuple(map(torch.from_numpy, (batch.images_BHWC, batch.sample_ids, batch.view_index)))
 
 
 def peer_rows(loader: DataLoader[Rows]) -> Iterator[Rows]:

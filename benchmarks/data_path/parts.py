@@ -81,7 +81,7 @@ def rectify_calls() -> dict[str, Callable[[int], Any]]:
             z, y, prior, tau_prior=1.5, exchange=True
         )
         for form in ("teacher", "balanced"):
-            spec = Rectifier(features=form)  # type: ignore[arg-type]
+            spec = Rectifier(features=form)
             calls[f"features {form}, {size}"] = lambda _, f=features, y=labels, c=calibration, spec=spec: (
                 rectify_features(f, y, c, spec)
             )

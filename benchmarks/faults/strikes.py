@@ -40,7 +40,7 @@ def kill_teacher(times: int) -> Strike:
             pid = scene.pid_of_teacher()
             scene.strike()
             os.kill(pid, signal.SIGKILL)
-            scene.wait(lambda pid=pid: scene.pid_of_teacher() != pid, "the teacher's restart")  # type: ignore[misc]
+            scene.wait(lambda pid=pid: scene.pid_of_teacher() != pid, "the teacher's restart")
 
     return strike
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 COUNTED_ELSEWHERE = ("ray::Replica", "ray::TrainWorker")
 EVERY_S = 0.5

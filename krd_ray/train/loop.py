@@ -54,7 +54,8 @@ def train_worker(config: dict[str, Any]) -> None:
         own: list[Own] = []
         for spec in specs:
             copy = stack.enter_context(working_copy(spec.place or spec.folder, skip=(f"{OF_RAY_TRAIN}/*",)))
-            if not (folder := StudentDir(copy.path)).error.exists():
+            folder = StudentDir(copy.path)
+            if not folder.error.exists() and not folder.stop.exists():  # it ended in an attempt before
                 own.append((spec, folder, copy.push))
         errors = [learner.error for learner in _train(own)] if own else []
     if errors and all(errors):

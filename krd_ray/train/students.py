@@ -91,7 +91,7 @@ class StudentsRun:
         crash, lost = self._fit()
         for spec in self._specs:
             folder = self._folders[spec.student]
-            error = lost or _failure_of(folder, crash)
+            error = _failure_of(folder, crash, lost)
             ended = "failed" if error else "finished" if folder.weights.is_file() else "stopped"
             result = summarise(spec, ended, error)
             try:
@@ -117,10 +117,13 @@ class StudentsRun:
         return crash, lost
 
 
-def _failure_of(folder: StudentDir, crash: str | None) -> str | None:
-    """What went wrong with one student, given what ended its process; None when it is done or was asked to stop."""
+def _failure_of(folder: StudentDir, crash: str | None, lost: str | None) -> str | None:
+    """What went wrong with one student: its own error, files that did not come, what ended its process; None: it is
+    done, or was asked to stop."""
     if folder.error.exists():
         return str(read_json(folder.error)["message"])
+    if lost is not None:
+        return lost
     if folder.weights.is_file():
         return None
     if crash is None and not folder.stop.exists():

@@ -71,19 +71,25 @@ def test_what_a_process_does_once_is_counted_once(spec: WorkerSpec) -> None:
         assert (row["missed"], row["doubled"]) == (0, 0)
 
 
-def test_one_that_diverges_and_one_that_is_stopped_leave_the_others_to_go_on(spec: WorkerSpec) -> None:
+def test_one_that_diverges_and_one_that_is_stopped_leave_the_others_to_go_on_also_after_a_kill(
+    spec: WorkerSpec,
+) -> None:
     steady, wild, stopped = named(spec, "steady"), named(spec, "wild", lr=1e30), named(spec, "stopped")
     folder = StudentDir(Path(stopped.folder))
 
-    def stop_after_two(_: dict[str, str]) -> None:
+    kill = kill_after(6, steady)
+
+    def stop_after_two(states: dict[str, str]) -> None:
         if len(epochs_of(stopped)) >= 2:
             folder.stop.touch()
+        kill(states)
 
     run = run_of(wild, steady, stopped)
     results = train(run, tick=stop_after_two)
     assert run.states() == {"wild": "failed", "steady": "finished", "stopped": "stopped"}
     assert results[0]["error"].startswith("student wild, rank 0: the loss is not finite at epoch")
-    assert [result["restarts"] for result in results] == [0, 0, 0]
+    assert len(kill.killed) == 1
+    assert [result["restarts"] for result in results] == [0, 1, 0], "who has ended is not started again"
     assert not StudentDir(Path(wild.folder)).weights.exists()
     assert not folder.weights.exists()
     train(run_of(alone := named(spec, "alone")))

@@ -236,6 +236,27 @@ def test_students_of_a_process_that_crashed_have_failed_but_for_those_that_were_
     assert together.states() == {"done": "finished", "wild": "failed", "open": "failed"}
 
 
+def test_files_that_did_not_come_fail_whoever_has_no_error_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path)
+    specs = [worker_spec(run, name) for name in ("wild", "done")]
+    calls = iter([None, OSError("bucket is gone")])
+
+    def train(*_: object) -> None:
+        run.student("done").weights.touch()
+        run.student("wild").write_error(NonFiniteLossError("not finite"))
+
+    def sync() -> None:
+        if error := next(calls):
+            raise error
+
+    monkeypatch.setattr(students, "train_students", train)
+    together = students.StudentsRun(specs, 1, Resources(), 0, sync=sync)
+    together.start()
+    assert [result["error"] for result in together.finish()] == ["not finite", "OSError: bucket is gone"]
+
+
 def test_a_process_shares_out_what_is_no_step_evenly() -> None:
     clock = SharedClock(2)
     first, second = (EpochAccount(ClientStats, 1, clock) for _ in range(2))

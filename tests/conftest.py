@@ -21,7 +21,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Prints how many tests of each tier ran, and how."""
     for tier in TIERS.values():
         counts = {
-            outcome: sum(tier in report.keywords for report in terminalreporter.getreports(outcome))
+            outcome: sum(
+                tier in getattr(report, "keywords", ()) for report in terminalreporter.getreports(outcome)
+            )
             for outcome in ("passed", "failed", "error", "skipped")
         }
         if any(counts.values()):

@@ -52,7 +52,8 @@ def test_students_train_to_the_bit_as_alone_and_the_teacher_is_asked_once_per_fo
         assert_same(left, right)
     samples = sum(row["num_samples"] for row in rows_of(together[0], "train"))
     assert after["rows"] - before["rows"] == 2 * samples, "three students, two forms of targets"
-    assert after["forwards"] - before["forwards"] == samples
+    forwards = after["forwards"] - before["forwards"]  # other tests may have asked for these views before
+    assert forwards == after["unique_views"] - before["unique_views"] <= samples
     starts = [row for student in together for row in rows_of(student, "start")]
     assert len({row["pid"] for row in starts}) == 1
     assert {tuple(row["process"]) for row in starts} == {tuple(student.student for student in together)}

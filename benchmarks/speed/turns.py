@@ -48,12 +48,12 @@ def main(
     result: Annotated[Path, typer.Option(help="JSON file of all figures")] = RESULT,
 ) -> None:
     """Measure seconds per batch of a worker and of a plain loop that take turns."""
-    if cell not in CELLS or not CELLS[cell].is_one_process or CELLS[cell].on != "cpu":
-        fit = [
-            name
-            for name, each in CELLS.items()
-            if each.is_one_process and each.on == "cpu" and not each.cycle
-        ]
+    fit = [
+        name
+        for name, each in CELLS.items()
+        if each.is_one_process and each.placement == "in_process" and each.on == "cpu"
+    ]
+    if cell not in fit:
         raise ConfigError(f"--cell must be one of {', '.join(fit)}, got {cell!r}")
     for variable, value in KEEP_FREED_MEMORY.items():
         os.environ.setdefault(variable, value)  # read when a process starts, here as in a run

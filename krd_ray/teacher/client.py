@@ -63,7 +63,7 @@ class TeacherClient:
     """Asks a teacher for one student's worker.
 
     Args:
-        ports: one per replica, in order of their number.
+        ports: one per replica, in order of their number; who has opened them closes them.
         teacher_hash: every answer must carry it.
         student: for messages.
         rectifier: the form of targets this student wants.
@@ -87,11 +87,6 @@ class TeacherClient:
         self._asked: deque[_InFlight] = deque()
         self._incarnations: dict[int, int] = {}
         self.stats = ClientStats()
-
-    def close(self) -> None:
-        """Closes the ports."""
-        for port in self._ports:
-            port.close()
 
     def stream(
         self, batches: Iterator[Batch], number: int | None = None

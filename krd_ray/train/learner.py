@@ -123,7 +123,7 @@ class Learner:
         return values
 
     def end_epoch(self, epoch: int, counted: dict[str, Any]) -> None:
-        """Validates and writes a checkpoint where they are due; exports the weights after the last epoch.
+        """Validates and writes a checkpoint where they are due.
 
         Args:
             epoch: that has been trained.

@@ -155,6 +155,8 @@ class _Worker:
         """Trains one epoch and returns which samples all ranks together have seen."""
         plan = self.rows.plan(epoch)
         num_steps = self.rows.num_batches(plan)
+        for learner in due:
+            learner.module.train()
         accounts = self._open_accounts(due)
         seen: list[IntArray] = []
         for number, (batch, answers) in enumerate(self.questions.stream(num_steps)):
@@ -179,7 +181,6 @@ class _Worker:
         clock = SharedClock(len(due))
         accounts = {}
         for learner in due:
-            learner.module.train()
             waits = self.questions.stats if learner is due[0] else self.questions.waits
             accounts[learner] = EpochAccount(waits, self.rank.world, clock)
         return accounts

@@ -13,7 +13,7 @@ from krd_ray.config import Resources, RunConfig, StudentConfig
 from krd_ray.config_resources import has_labels, one_of
 from krd_ray.data.reading import READ_CPUS
 from krd_ray.errors import ResourceError
-from krd_ray.train.processes import load_of, processes_of
+from krd_ray.train.processes import heaviest_first, load_of, processes_of
 
 Process = tuple[StudentConfig, ...]
 MOST_LINES = 8
@@ -124,13 +124,7 @@ def demands_of(
 
 def heaviest(processes: Sequence[Process], num: int | None) -> list[Process]:
     """Returns the processes that reserve most, with `num` students at most, but one at least; None: all."""
-    if num is None:
-        return list(processes)
-    found: list[Process] = []
-    for process in sorted(processes, key=load_of, reverse=True):
-        if not found or sum(map(len, found)) + len(process) <= num:
-            found.append(process)
-    return found
+    return heaviest_first(processes, num, load=load_of, size=len)
 
 
 def check_resources(demands: Sequence[Demand], nodes: Sequence[Node]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from krd_ray.teacher.spec import threads_for
 from krd_ray.train.costs import Cost
 from krd_ray.train.plan_work import Machine, Placement, RunWork, StudentWork, TeacherWork
+from krd_ray.train.processes import heaviest_first
 
 GRAIN = 0.01  # of a core or a card: shares are rounded down to it before Ray is asked for them
 TEACHER = ("teacher",)
@@ -123,11 +124,7 @@ def heaviest(work: RunWork, machine: Machine) -> list[StudentWork]:
     def load(student: StudentWork) -> float:
         return student.cost.seconds / machine.room(student.cost.device)
 
-    room, found = work.at_once or math.inf, list[StudentWork]()
-    for student in sorted(work.students, key=load, reverse=True):
-        if not found or sum(each.num_students for each in found) + student.num_students <= room:
-            found.append(student)
-    return found
+    return heaviest_first(work.students, work.at_once, load=load, size=lambda student: student.num_students)
 
 
 def _rate(teacher: TeacherWork | None, group: Sequence[StudentWork], machine: Machine, views: float) -> float:

@@ -5,10 +5,12 @@ Does not start anything.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from krd_ray.config import RunConfig, StudentConfig
 
+T = TypeVar("T")
 # What a process has once: its batches, their order and length, its memory layout, its threads, its restarts.
 ONCE = (
     "epochs",
@@ -50,6 +52,27 @@ def processes_of(config: RunConfig, students: Sequence[StudentConfig]) -> list[t
             full.append(growing[kind])
         growing[kind].append(student)
     return [tuple(process) for process in full]
+
+
+def heaviest_first(
+    processes: Iterable[T],
+    num: int | None,
+    *,
+    load: Callable[[T], float | tuple[float, float]],
+    size: Callable[[T], int],
+) -> list[T]:
+    """Returns the processes of largest load that train at the same time; a process starts as a whole.
+
+    Args:
+        processes: in whatever form.
+        num: students at most, but one process at least; None: all.
+        load, size: what a process loads its machine with, and how many students it has.
+    """
+    found: list[T] = []
+    for process in sorted(processes, key=load, reverse=True):
+        if num is None or not found or sum(map(size, found)) + size(process) <= num:
+            found.append(process)
+    return found
 
 
 def load_of(process: Sequence[StudentConfig]) -> tuple[float, float]:

@@ -49,7 +49,6 @@ class StudentsRun:
         self._specs, self._workers, self._resources = specs, workers, resources
         self._max_failures, self._strategy = max_failures, strategy
         self._folders = {spec.student: StudentDir(Path(spec.folder)) for spec in specs}
-        self._ended: dict[str, str] = {}
         self._results: dict[str, dict[str, Any]] = {}
         self._thread = threading.Thread(target=self._run, name=f"students-{self.names[0]}", daemon=True)
 
@@ -79,7 +78,8 @@ class StudentsRun:
         """Returns `waiting`, `training`, `finished`, `failed` or `stopped` (asked to end early) by student."""
         if self.state != "ended":
             return dict.fromkeys(self.names, self.state)
-        return {name: self._ended.get(name, "failed") for name in self.names}
+        ended = {name: self._results[name]["status"] for name in self.names}
+        return {name: "failed" if status == "started" else status for name, status in ended.items()}
 
     def finish(self) -> list[dict[str, Any]]:
         """Waits for the end and returns what each student's result.json says."""
@@ -97,9 +97,8 @@ class StudentsRun:
             try:
                 write_json(folder.result, result)
             except DiskFullError as full:  # the file goes on saying that it has started: it can be resumed
-                ended = "failed"
-                result |= {"status": ended, "error": error or full.message}
-            self._results[spec.student], self._ended[spec.student] = result, ended
+                result |= {"status": "failed", "error": error or full.message}
+            self._results[spec.student] = result
 
     def _fit(self) -> tuple[str | None, str | None]:
         """Returns what ended the workers, and what went wrong with bringing their files here; None: nothing."""

@@ -115,9 +115,10 @@ def test_a_teacher_inside_a_student_answers_as_the_served_one_and_is_counted_und
     (spec,) = teachers.specs(tmp_path, calibration=group._specs[0].calibration)
     link = TeacherLink("in_process", teacher_hash, FEATURE_DIM, 30.0, spec=spec)
     threads = torch.get_num_threads()
-    client = client_of(link.open("small", 1), teacher_hash)
-    inside = ask(client, cut(rows, 33, views))
-    client.close()
+    ports = link.open("small", 1)
+    inside = ask(client_of(ports, teacher_hash), cut(rows, 33, views))
+    for port in ports:
+        port.close()
     assert inside == ask(teachers.client(served, BOTH), cut(rows, 50, views))
     assert torch.get_num_threads() == threads, "they are the student's"
     (stats,) = read_stats(tmp_path / "teacher")

@@ -76,7 +76,7 @@ def _measured(
     if on_card:
         yield from measure_on_card(root, on_card)
     if slow:
-        few = {"epochs": TINY_EPOCHS, "rounds": 1} if tiny else {"epochs": WARM_UP_EPOCHS + 3}
+        few = {"epochs": TINY_EPOCHS, "rounds": 1} if tiny else {}
         yield "slow", measure_slow(root / f"slow-{int(time.time())}", **few)
 
 

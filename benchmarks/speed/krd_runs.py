@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from statistics import median
+from statistics import harmonic_mean
 from typing import Any
 
 from benchmarks.speed.cells import COOL_DOWN_EPOCHS, WARM_UP_EPOCHS, Cell
@@ -20,7 +20,7 @@ from krd_ray.train.rundir import RunDir, read_json
 
 
 def krd_run(root: Path, name: str, cell: Cell, **changes: Any) -> dict[str, Any]:
-    """Runs a cell and returns CPU seconds per epoch, images/s per student and the ledger."""
+    """Runs a cell and returns CPU seconds per epoch, images/s per student over the same epochs, and the ledger."""
     config = run_config(root, name, cell, **changes)
     if cell.placement == "stored":
         fill_targets(config, print)
@@ -47,7 +47,7 @@ def krd_run(root: Path, name: str, cell: Cell, **changes: Any) -> dict[str, Any]
             }
         )
     images_per_s = {
-        student: median(row["images_per_s"] for row in each[WARM_UP_EPOCHS:])
+        student: harmonic_mean(row["images_per_s"] for row in each[WARM_UP_EPOCHS:-COOL_DOWN_EPOCHS])
         for student, each in rows.items()
     }
     return {"epochs": epochs, "images_per_s": images_per_s, "ledger": read_json(run.ledger)}

@@ -133,8 +133,8 @@ def _timm_note(name: str, each: Found) -> str:
 
 def _slow_note(each: Found) -> str:
     return (
-        f"slow student: {each['students']} students, one {each['slowness']:.1f} times slower; the others keep "
-        f"{_kept(each['against_none'])} of their images/s beside a quick one, "
+        f"slow student: {each['students']} students, one {each['slowness']:.1f} times slower; the others together "
+        f"keep {_kept(each['against_none'])} of their images/s beside a quick one, "
         f"{_kept(each['against_slow_asks_nothing'])} of those beside a slow one that asks for nothing."
     )
 
@@ -153,7 +153,8 @@ def _memory_note(name: str, ledger: dict[str, Any]) -> str:
 
 
 def _kept(ratios: dict[str, float]) -> str:
-    return f"{ratios['median']:.2f} (median student; the worst {ratios['worst']:.2f})"
+    one = f"median student {ratios['median']:.2f}, slowest of them {ratios['slowest']:.2f}"
+    return f"{ratios['together']:.2f} ({one})"
 
 
 def _draw(cells: dict[str, Found], unit: str, path: Path) -> None:

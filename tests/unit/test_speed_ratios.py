@@ -12,6 +12,7 @@ import typer
 from benchmarks.speed.__main__ import main
 from benchmarks.speed.cells import Cell
 from benchmarks.speed.ratios import Spread, ratios_of
+from benchmarks.speed.slow import compare
 
 
 def epochs(*cost: float) -> list[dict[str, float]]:
@@ -73,3 +74,10 @@ def test_a_filled_store_is_compared_by_images_per_second() -> None:
 def test_a_machine_that_no_row_is_for_is_refused(tmp_path: Path) -> None:
     with pytest.raises(typer.BadParameter, match="--on must be one of cpu, gpu, got 'tpu'"):
         main(on="tpu", results=tmp_path)
+
+
+def test_students_beside_a_slow_one_are_compared_place_by_place() -> None:
+    before = [[100.0, 200.0, 300.0], [300.0, 100.0, 200.0], [1.0, 2.0, 3.0]]  # the third run was disturbed
+    now = [[90.0, 330.0, 200.0], [200.0, 90.0, 330.0], [200.0, 330.0, 90.0]]  # by name the worst would be 0.3
+    expected = {"together": 620 / 600, "median": 1.0, "slowest": 0.9, "worst": 0.9}
+    assert compare(now, before) == pytest.approx(expected)

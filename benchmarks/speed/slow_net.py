@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from krd_ray.models.registry import build_model
 
 NET = "resnet8_w4"
-SLEEP_S = 1.0
+SLEEP_S = 1.1
 
 
 class SlowNet(nn.Module):

@@ -92,6 +92,8 @@ def _median(epochs: list[dict[str, float]], key: str) -> float:
 
 
 def _besides_note(cells: dict[str, Found]) -> str:
+    if not cells:
+        return ""
     parts = []
     for name, each in cells.items():
         epochs = _all_epochs(each)

@@ -1,9 +1,9 @@
 """Answers what an epoch costs in a run of krd_ray beside the same epoch of a plain loop, undisturbed by drift.
 
-`python -m benchmarks.speed.turns`: both live at the same time and train the same networks, teacher inside; all
-processes of one are stopped (SIGSTOP) while the other works, in turns of seconds: run, loop, loop, run. A stopped
-process spends no CPU seconds, so epochs may be longer than turns. A machine's speed drifts by tens of per cent within
-minutes, and two equal processes differ by a few: start it several times.
+`python -m benchmarks.speed.turns --cell n4-ratio4-shared-in-process`: both live at the same time and train the same
+networks, teacher inside; all processes of one are stopped (SIGSTOP) while the other works, in turns of seconds: run,
+loop, loop, run. A stopped process spends no CPU seconds, so epochs may be longer than turns. A machine's speed drifts
+by tens of per cent within minutes, and two equal processes differ by a few: start it several times.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def main(
     results: Annotated[Path, typer.Option(help="folder of the JSON file of all figures")] = RESULTS,
 ) -> None:
     """Measure CPU seconds per epoch of a run and of a plain loop that take turns."""
-    fit = [name for name, each in CELLS.items() if each.is_one_process and each.placement == "in_process"]
-    fit = [name for name in fit if CELLS[name].on == "cpu"]
+    one_process = {name: each for name, each in CELLS.items() if each.is_one_process and each.on == "cpu"}
+    fit = [name for name, each in one_process.items() if each.placement == "in_process"]
     if cell not in fit:
         raise ConfigError(f"--cell must be one of {', '.join(fit)}, got {cell!r}")
     for variable, value in KEEP_FREED_MEMORY.items():
